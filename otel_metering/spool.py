@@ -1,0 +1,257 @@
+"""A durable queue in one SQLite file: first in, first out, exactly as it was put.
+
+Used by the SDK (OTLP requests on their way out) and by the receiver (rows on their way into the
+database). Rules that live only here:
+
+- `append` returns after the transaction is on disk. With `durability="full"` (fsync at each
+  commit) that includes a power failure; with `"normal"` it is any end of the process.
+- A batch is *sealed* before it is sent: which entries it has, and its token, are in the file, so
+  that a crash leads to the same batch with the same token, and the destination can tell.
+- One process owns a file at a time. `open_spool` locks it and says so.
+
+Any thread may call any method; calls are serialized.
+"""
+
+import fcntl
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from otel_metering.errors import ConfigurationError, SpoolFullError, UnavailableError
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS entries (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    key TEXT NOT NULL,
+    payload BLOB NOT NULL,
+    batch TEXT
+) STRICT;
+CREATE INDEX IF NOT EXISTS entries_of_batch ON entries (batch, id) WHERE batch IS NOT NULL;
+"""
+
+_CHECKPOINT_PAGES = 4_000
+"""WAL pages (4 KiB each) between checkpoints: 16 MiB keeps the file small and the commits short."""
+
+_ABANDONED: list[sqlite3.Connection] = []
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One entry: `key` says what the payload is, `payload` is the caller's bytes."""
+
+    id: int
+    key: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Sealed entries, oldest first, and the token they are always sent with."""
+
+    token: str
+    entries: tuple[Entry, ...]
+
+
+class Spool:
+    """The queue. Use `open_spool` to make one."""
+
+    def __init__(
+        self, path: Path, *, durability: Literal["full", "normal"], max_bytes: int, lock_fd: int
+    ) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._lock_fd = lock_fd
+        self._max_bytes = max_bytes
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute(f"PRAGMA synchronous = {durability.upper()}")
+        self._db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+        self._db.executescript(_SCHEMA)
+        count, size = self._db.execute(
+            "SELECT count(*), coalesce(sum(length(payload)), 0) FROM entries"
+        ).fetchone()
+        self._entry_count, self._byte_count = int(count), int(size)
+
+    @property
+    def entry_count(self) -> int:
+        """Entries not yet dropped, sealed ones included."""
+        return self._entry_count
+
+    @property
+    def byte_count(self) -> int:
+        """Payload bytes not yet dropped, sealed ones included."""
+        return self._byte_count
+
+    def append(self, entries: Sequence[tuple[str, bytes]]) -> None:
+        """Put `(key, payload)` entries at the end, all or none; on disk when this returns.
+
+        Raises:
+            SpoolFullError: They would not fit into `max_bytes`; none was put.
+            UnavailableError: The disk refused (full, read-only, failing); none was put.
+        """
+        size = sum(len(payload) for _, payload in entries)
+        with self._lock:
+            if self._byte_count + size > self._max_bytes:
+                raise SpoolFullError(self._byte_count, self._max_bytes)
+            self._write(
+                ("INSERT INTO entries (key, payload) VALUES (?, ?)", entries),
+            )
+            self._entry_count += len(entries)
+            self._byte_count += size
+
+    def seal(self, new_token: str, *, max_entries: int, max_bytes: int) -> Batch | None:
+        """Return the oldest sealed batch, else seal the oldest entries under `new_token`.
+
+        A batch has at least one entry, and as many more as fit into `max_entries` and `max_bytes`.
+        The same batch is returned until it is dropped. None: the spool is empty.
+
+        Raises:
+            UnavailableError: The disk refused.
+        """
+        with self._lock:
+            sealed = self._read(
+                "SELECT batch FROM entries WHERE batch IS NOT NULL ORDER BY id LIMIT 1"
+            )
+            if sealed:
+                return self._batch(str(sealed[0][0]))
+            last_id = self._last_id_of_next_batch(max_entries, max_bytes)
+            if last_id is None:
+                return None
+            self._write(
+                ("UPDATE entries SET batch = ? WHERE id <= ?", [(new_token, last_id)]),
+            )
+            return self._batch(new_token)
+
+    def drop(self, batch: Batch) -> None:
+        """Forget a sealed batch: its destination has it. Dropping twice is harmless.
+
+        Raises:
+            UnavailableError: The disk refused; the batch is still there.
+        """
+        with self._lock:
+            sizes = self._read(
+                "SELECT count(*), coalesce(sum(length(payload)), 0) FROM entries WHERE batch = ?",
+                batch.token,
+            )
+            self._write(("DELETE FROM entries WHERE batch = ?", [(batch.token,)]))
+            self._entry_count -= int(sizes[0][0])
+            self._byte_count -= int(sizes[0][1])
+
+    def entries(self) -> Iterator[Entry]:
+        """Every entry, oldest first, sealed ones included: for rebuilding state at start."""
+        last_id = 0
+        while True:
+            with self._lock:
+                rows = self._read(
+                    "SELECT id, key, payload FROM entries WHERE id > ? ORDER BY id LIMIT 64", last_id
+                )
+            if not rows:
+                return
+            for row_id, key, payload in rows:
+                yield Entry(id=int(row_id), key=str(key), payload=bytes(payload))
+            last_id = int(rows[-1][0])
+
+    def close(self) -> None:
+        """Close the file and release its lock; what is in it stays. Closing twice is harmless."""
+        with self._lock:
+            self._db.close()
+            if self._lock_fd >= 0:
+                os.close(self._lock_fd)
+                self._lock_fd = -1
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the parent's file without touching it.
+
+        SQLite forbids using, and even closing, a connection that was opened before the fork; so it
+        is kept, unused, until the process ends. Only the child's hold on the lock is given up.
+        """
+        _ABANDONED.append(self._db)
+        os.close(self._lock_fd)
+        self._lock_fd = -1
+
+    def _last_id_of_next_batch(self, max_entries: int, max_bytes: int) -> int | None:
+        last_id: int | None = None
+        total = 0
+        for row_id, size in self._read(
+            "SELECT id, length(payload) FROM entries WHERE batch IS NULL ORDER BY id LIMIT ?",
+            max_entries,
+        ):
+            total += int(size)
+            if last_id is not None and total > max_bytes:
+                break
+            last_id = int(row_id)
+        return last_id
+
+    def _batch(self, token: str) -> Batch:
+        rows = self._read("SELECT id, key, payload FROM entries WHERE batch = ? ORDER BY id", token)
+        return Batch(
+            token=token,
+            entries=tuple(
+                Entry(id=int(row_id), key=str(key), payload=bytes(payload))
+                for row_id, key, payload in rows
+            ),
+        )
+
+    def _read(self, sql: str, *values: object) -> list[tuple[object, ...]]:
+        try:
+            return self._db.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            raise UnavailableError(f"the spool {self.path} cannot be read: {error}") from error
+
+    def _write(self, *statements: tuple[str, Iterable[tuple[object, ...]]]) -> None:
+        """Run `statements` in one transaction; it is on disk when this returns."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                for sql, rows in statements:
+                    self._db.executemany(sql, rows)
+                self._db.execute("COMMIT")
+            except sqlite3.Error:
+                self._roll_back()
+                raise
+        except sqlite3.Error as error:
+            raise UnavailableError(f"the spool {self.path} cannot be written: {error}") from error
+
+    def _roll_back(self) -> None:
+        # A full disk may have rolled back already; then there is no transaction to end.
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+
+
+def open_spool(
+    path: Path, *, durability: Literal["full", "normal"] = "full", max_bytes: int = 4 * 2**30
+) -> Spool:
+    """Open or make the spool at `path`, and lock it for this process.
+
+    Args:
+        path: The SQLite file; its folder is made if missing. The lock is `<path>.lock`.
+        durability: "full": a commit survives power loss. "normal": any end of the process.
+        max_bytes: Bound on the payload bytes that wait.
+
+    Raises:
+        ConfigurationError: Another process has it, or the folder or file cannot be used.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock_fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the spool {path} cannot be made: {error}; choose a folder that can be written"
+        ) from error
+    try:
+        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return Spool(path, durability=durability, max_bytes=max_bytes, lock_fd=lock_fd)
+    except BlockingIOError as error:
+        os.close(lock_fd)
+        raise ConfigurationError(
+            f"the spool {path} belongs to another running process; stop it or choose another folder"
+        ) from error
+    except sqlite3.Error as error:
+        os.close(lock_fd)
+        raise ConfigurationError(
+            f"the spool {path} is not usable: {error}; move the file away to start an empty one"
+        ) from error

@@ -1,0 +1,156 @@
+"""The only door to the database: chDB inside the process, or a ClickHouse server, by URL.
+
+- `chdb:///path` (or `chdb://memory`): ClickHouse inside this process. One process owns a path.
+- `clickhouse://user:password@host:8123/metering`, `clickhouses://` for TLS: a server over HTTP.
+
+Synchronous, because chDB is. Each call borrows a handle of its own, so calls of several threads run
+side by side. Driver errors leave here as `UnavailableError` (send it again later) or `StoreError`
+(the statement itself is wrong).
+"""
+
+import queue
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import clickhouse_connect
+import pyarrow as pa
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import ClickHouseError
+
+from otel_metering.errors import ConfigurationError, MeteringError, UnavailableError
+
+MAX_HANDLES: Final = 8
+"""Handles open at once: writer, start-up load and a few readers; further callers wait for one."""
+
+_STATEMENT_ERRORS: Final = frozenset(
+    {
+        36,  # BAD_ARGUMENTS
+        43,  # ILLEGAL_TYPE_OF_ARGUMENT
+        46,  # UNKNOWN_FUNCTION
+        47,  # UNKNOWN_IDENTIFIER
+        53,  # TYPE_MISMATCH
+        60,  # UNKNOWN_TABLE
+        62,  # SYNTAX_ERROR
+        81,  # UNKNOWN_DATABASE
+        215,  # NOT_AN_AGGREGATE
+        456,  # UNKNOWN_QUERY_PARAMETER
+    }
+)
+
+
+class StoreError(MeteringError):
+    """The database understood the statement and refuses it: a bug here, or a schema not migrated.
+
+    Attributes:
+        code: ClickHouse's error code.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Store:
+    """A ClickHouse database. Any thread may call any method."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._is_embedded = urlsplit(url).scheme == "chdb"
+        self._idle: queue.LifoQueue[Client | None] = queue.LifoQueue()
+        for _ in range(MAX_HANDLES):
+            self._idle.put(None)
+
+    def query(
+        self, sql: str, parameters: Mapping[str, object] | None = None
+    ) -> Sequence[Sequence[Any]]:
+        """Run a SELECT; returns its rows, in the statement's order.
+
+        Args:
+            sql: With `{name:Type}` placeholders.
+            parameters: A value for each placeholder.
+
+        Raises:
+            UnavailableError: The database did not answer.
+            StoreError: The statement is wrong.
+        """
+        with self._handle() as client:
+            return client.query(sql, parameters=dict(parameters or {})).result_rows
+
+    def query_table(self, sql: str, parameters: Mapping[str, object] | None = None) -> pa.Table:
+        """Run a SELECT; returns an Arrow table. Raises as `query`."""
+        with self._handle() as client:
+            return client.query_arrow(sql, parameters=dict(parameters or {}))
+
+    def execute(self, sql: str, parameters: Mapping[str, object] | None = None) -> None:
+        """Run a statement that returns no rows. Raises as `query`."""
+        with self._handle() as client:
+            client.command(sql, parameters=dict(parameters or {}))
+
+    def insert(self, table: str, rows: pa.Table, *, token: str) -> None:
+        """Insert `rows` as one block; durable, and in every rollup, when this returns.
+
+        The same rows may be inserted again with the same token, after a crash or an error of
+        unknown outcome: source and rollups have them once.
+
+        Args:
+            table: Qualified name.
+            rows: Column names and order of the table.
+            token: Names this block, for ever.
+
+        Raises:
+            UnavailableError: Whether it was stored is unknown; insert again with the token.
+            StoreError: The database refuses the rows.
+        """
+        settings = {
+            "insert_deduplication_token": token,
+            "deduplicate_blocks_in_dependent_materialized_views": 1,
+            # One block, whatever its size and however many months it spans: a token names one block.
+            "max_insert_block_size": max(rows.num_rows, 1),
+            "min_insert_block_size_rows": 0,
+            "min_insert_block_size_bytes": 0,
+            "max_partitions_per_insert_block": 0,
+        }
+        with self._handle() as client:
+            client.insert_arrow(table, rows, settings=settings)
+
+    def close(self) -> None:
+        """Close every idle handle; for chDB the last one releases the data directory."""
+        while True:
+            try:
+                client = self._idle.get_nowait()
+            except queue.Empty:
+                return
+            if client is not None:
+                client.close()
+
+    @contextmanager
+    def _handle(self) -> Iterator[Client]:
+        client = self._idle.get()
+        try:
+            if client is None:
+                client = self._connect()
+            yield client
+        except ClickHouseError as error:
+            raise _translate(error) from error
+        finally:
+            self._idle.put(client)
+
+    def _connect(self) -> Client:
+        try:
+            if self._is_embedded:
+                return clickhouse_connect.get_client(dsn=self._url)
+            return clickhouse_connect.get_client(
+                dsn=self._url.replace("clickhouse", "http", 1), autogenerate_session_id=False
+            )
+        except ImportError as error:
+            raise ConfigurationError(
+                f"{self._url.split('@')[-1]} needs chDB; install otel-metering[embedded]"
+            ) from error
+
+
+def _translate(error: ClickHouseError) -> MeteringError:
+    code = int(getattr(error, "code", None) or 0)
+    message = f"the database failed: {str(error).splitlines()[0]}"
+    return StoreError(message, code) if code in _STATEMENT_ERRORS else UnavailableError(message)

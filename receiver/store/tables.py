@@ -1,0 +1,17 @@
+"""Names of the database: part of the contract with users, dashboards and queries."""
+
+from typing import Final
+
+DATABASE: Final = "metering"
+EVENTS: Final = "metering.events"
+QUARANTINE: Final = "metering.quarantine"
+API_KEYS: Final = "metering.api_keys"
+MIGRATIONS: Final = "metering.migrations"
+
+USAGE_MINUTE: Final = "metering.usage_minute"
+USAGE_HOUR: Final = "metering.usage_hour"
+USAGE_DAY: Final = "metering.usage_day"
+USAGE_MONTH: Final = "metering.usage_month"
+
+ROLLUPS: Final = (USAGE_MINUTE, USAGE_HOUR, USAGE_DAY, USAGE_MONTH)
+"""Finest first; each is fed by the one before, the first by the events."""
