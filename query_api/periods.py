@@ -1,0 +1,195 @@
+"""Instants, windows and ranges: what a request says about time, and which rollups answer it.
+
+Instants are integers: nanoseconds since the epoch, UTC. Ranges and windows are half open,
+`[start, end)`, and windows are those of the UTC calendar.
+"""
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import IntEnum, StrEnum
+from typing import Final
+
+from otel_metering.errors import InvalidUsageError
+
+SECOND_NS: Final = 1_000_000_000
+DEFAULT_RANGE_NS: Final = 30 * 86_400 * SECOND_NS
+"""What a read covers when it does not say from when: 30 days."""
+
+MAX_NS: Final = 4_291_747_200 * SECOND_NS
+"""2106-01-01: rollups hold their windows as 32-bit seconds, which end in February of that year."""
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_INSTANT: Final = re.compile(
+    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:\d\d)", re.ASCII
+)
+_DATE: Final = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+
+
+class Window(StrEnum):
+    """How a range is cut up in an answer."""
+
+    MINUTE = "minute"
+    HOUR = "hour"
+    DAY = "day"
+    MONTH = "month"
+    TOTAL = "total"
+    """Not at all: one window, the range itself."""
+
+
+class Grain(IntEnum):
+    """What one row of a table covers, from fine to coarse."""
+
+    EVENT = 0
+    MINUTE = 1
+    HOUR = 2
+    DAY = 3
+    MONTH = 4
+
+
+_SECONDS: Final = {Grain.MINUTE: 60, Grain.HOUR: 3_600, Grain.DAY: 86_400}
+_GRAINS: Final = {
+    Window.MINUTE: Grain.MINUTE,
+    Window.HOUR: Grain.HOUR,
+    Window.DAY: Grain.DAY,
+    Window.MONTH: Grain.MONTH,
+    Window.TOTAL: Grain.MONTH,
+}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Range:
+    """`[start_ns, end_ns)`, never empty."""
+
+    start_ns: int
+    end_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a range, and the table that answers it exactly: its edges are edges of rows there."""
+
+    grain: Grain
+    range: Range
+
+
+def parse_instant(text: str) -> int:
+    """Read an RFC 3339 timestamp, exact to the nanosecond.
+
+    Raises:
+        InvalidUsageError: It is none, has no offset or over nine fractional digits, or lies outside
+            1970 to 2105.
+    """
+    match = _INSTANT.fullmatch(text)
+    if match is None:
+        raise InvalidUsageError(
+            f"timestamp {text[:64]!r} is not RFC 3339; write it like 2026-01-31T23:59:59.123456789Z, "
+            "with Z or an offset (a + in a URL is written %2B)"
+        )
+    date, time, fraction, offset = match.groups()
+    try:
+        moment = datetime.fromisoformat(f"{date}T{time}{offset.upper()}")
+        seconds = (moment - _EPOCH) // timedelta(seconds=1)
+    except (ValueError, OverflowError) as error:
+        raise InvalidUsageError(f"timestamp {text!r} does not exist: {error}") from None
+    return _checked(seconds * SECOND_NS + int((fraction or "0").ljust(9, "0")), text)
+
+
+def format_instant(ns: int) -> str:
+    """RFC 3339 in UTC, with as many fractional digits as it takes."""
+    seconds, fraction = divmod(ns, SECOND_NS)
+    whole = (_EPOCH + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S")
+    return f"{whole}.{fraction:09d}".rstrip("0").rstrip(".") + "Z" if fraction else whole + "Z"
+
+
+def parse_range(start: str | None, end: str | None, *, now_ns: int) -> Range:
+    """What a read covers.
+
+    Args:
+        start: RFC 3339 or a date (midnight, UTC); None: 30 days before the end.
+        end: Likewise; None: now.
+        now_ns: The present.
+
+    Raises:
+        InvalidUsageError: One cannot be read, or the end is not after the start.
+    """
+    end_ns = now_ns if end is None else _parse_bound(end)
+    start_ns = max(end_ns - DEFAULT_RANGE_NS, 0) if start is None else _parse_bound(start)
+    if start_ns >= end_ns:
+        raise InvalidUsageError(
+            f"the range from {format_instant(start_ns)} to {format_instant(end_ns)} is empty; "
+            "`to` is exclusive and must be after `from`"
+        )
+    return Range(start_ns, end_ns)
+
+
+def start_of(ns: int, grain: Grain) -> int:
+    """Start of the row of `grain` that has `ns`."""
+    if grain is Grain.EVENT:
+        return ns
+    if grain is Grain.MONTH:
+        return _to_ns(_to_datetime(ns).replace(day=1, hour=0, minute=0, second=0))
+    return ns - ns % (_SECONDS[grain] * SECOND_NS)
+
+
+def end_of(ns: int, grain: Grain) -> int:
+    """End of the row of `grain` that has `ns`, exclusive."""
+    start_ns = start_of(ns, grain)
+    if grain is Grain.EVENT:
+        return ns + 1
+    if grain is Grain.MONTH:
+        return start_of(start_ns + 31 * 86_400 * SECOND_NS, grain)
+    return start_ns + _SECONDS[grain] * SECOND_NS
+
+
+def clip(ns: int, window: Window, within: Range) -> Range:
+    """The part inside `within` of the window that has `ns`."""
+    if window is Window.TOTAL:
+        return within
+    grain = _GRAINS[window]
+    return Range(max(start_of(ns, grain), within.start_ns), min(end_of(ns, grain), within.end_ns))
+
+
+def pieces_for(within: Range, window: Window) -> tuple[Piece, ...]:
+    """Cut a range so that each piece is answered by the coarsest rows that fit it and the window.
+
+    Returns:
+        In order of time, without gap or overlap: finer towards both edges, where a piece that is
+        not whole minutes falls to the events themselves.
+    """
+    return _split(within.start_ns, within.end_ns, _GRAINS[window])
+
+
+def _split(start_ns: int, end_ns: int, grain: Grain) -> tuple[Piece, ...]:
+    if start_ns >= end_ns:
+        return ()
+    if grain is Grain.EVENT:
+        return (Piece(grain, Range(start_ns, end_ns)),)
+    first_ns = start_ns if start_of(start_ns, grain) == start_ns else end_of(start_ns, grain)
+    last_ns = start_of(end_ns, grain)
+    finer = Grain(grain - 1)
+    if first_ns >= last_ns:
+        return _split(start_ns, end_ns, finer)
+    return (
+        *_split(start_ns, first_ns, finer),
+        Piece(grain, Range(first_ns, last_ns)),
+        *_split(last_ns, end_ns, finer),
+    )
+
+
+def _parse_bound(text: str) -> int:
+    return parse_instant(f"{text}T00:00:00Z" if _DATE.fullmatch(text) else text)
+
+
+def _checked(ns: int, text: str) -> int:
+    if 0 <= ns < MAX_NS:
+        return ns
+    raise InvalidUsageError(f"timestamp {text!r} is outside 1970 to 2105; correct the clock")
+
+
+def _to_datetime(ns: int) -> datetime:
+    return _EPOCH + timedelta(seconds=ns // SECOND_NS)
+
+
+def _to_ns(moment: datetime) -> int:
+    return (moment - _EPOCH) // timedelta(seconds=1) * SECOND_NS

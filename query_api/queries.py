@@ -1,0 +1,384 @@
+"""Requests become SQL: which rows of which tables answer exactly, and how their states merge.
+
+Every statement names its columns, has a bound on time and a LIMIT. Values are bound, dimension names
+included; the text of a statement is put together from the constants of this module and `tables.py`
+alone. Columns are written `source.x` and `parts.x`: a bare name in ClickHouse may mean an alias of the
+same SELECT instead of the column.
+
+Rollup rows may not be merged yet, and a range may be answered by several tables, so each piece yields
+partial states, and the statement merges the states of all pieces.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from otel_metering.contract import attributes
+from otel_metering.contract.meter import Aggregation, MeterDefinition
+from otel_metering.errors import InvalidUsageError
+from query_api.periods import SECOND_NS, Grain, Piece, Range, Window, pieces_for
+from receiver.store import tables
+
+MAX_ROWS: Final = 100_000
+"""Rows of one answer: about 20 MB of JSON."""
+
+TENANT: Final = "tenant_id"
+"""`group_by=tenant_id`; every other group is a dimension of the meter."""
+
+_TABLES: Final = {
+    Grain.EVENT: tables.EVENTS,
+    Grain.MINUTE: tables.USAGE_MINUTE,
+    Grain.HOUR: tables.USAGE_HOUR,
+    Grain.DAY: tables.USAGE_DAY,
+    Grain.MONTH: tables.USAGE_MONTH,
+}
+
+_START_FUNCTIONS: Final = {
+    Window.MINUTE: "toStartOfMinute",
+    Window.HOUR: "toStartOfHour",
+    Window.DAY: "toStartOfDay",
+    Window.MONTH: "toStartOfMonth",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """SQL with `{name:Type}` placeholders, and their values."""
+
+    sql: str
+    parameters: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AggregateRequest:
+    """One aggregation of one meter.
+
+    Attributes:
+        meter: What is aggregated.
+        aggregation: How.
+        window: How the range is cut up.
+        range: What is covered.
+        tenant_id: Only this tenant; None: all.
+        group_by: `tenant_id`, dimensions, or both; no name twice.
+        filters: Dimension → the values it may have.
+    """
+
+    meter: MeterDefinition
+    aggregation: Aggregation
+    window: Window
+    range: Range
+    tenant_id: str | None = None
+    group_by: tuple[str, ...] = ()
+    filters: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The range, cut into what each table answers."""
+        return pieces_for(self.range, self.window)
+
+    @property
+    def table(self) -> str:
+        """The coarsest table that the answer is read from."""
+        return _TABLES[max(piece.grain for piece in self.pieces)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventsRequest:
+    """A page of events, newest first.
+
+    Attributes:
+        range: What is covered.
+        limit: Events to read.
+        tenant_id: Only this tenant; None: all.
+        meter: Only this meter; None: all.
+        event_id: Only the event with this explicit id, or with this UUID; None: all.
+        filters: Attribute → the values it may have.
+        after: (nanoseconds, UUID) of the last event of the page before; None: the first page.
+    """
+
+    range: Range
+    limit: int
+    tenant_id: str | None = None
+    meter: str | None = None
+    event_id: str | None = None
+    filters: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    after: tuple[int, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Recipe:
+    """How one aggregation is computed.
+
+    Attributes:
+        rollup: Partial states of a rollup's rows, in the order of `states`.
+        raw: The same states of events.
+        final: What the states of all pieces become; they are named `parts.state0`, `parts.state1`.
+    """
+
+    rollup: tuple[str, ...]
+    raw: tuple[str, ...]
+    final: tuple[str, ...]
+
+
+def _percentile(level: str) -> _Recipe:
+    # A digest holds 32-bit floats; as text, 0.1 is "0.1" and not 0.10000000149011612.
+    return _Recipe(
+        ("quantileTDigestMergeState(source.quantity_percentiles)",),
+        ("quantileTDigestState(toFloat64(source.quantity))",),
+        (f"toString(quantileTDigestMerge({level})(parts.state0))",),
+    )
+
+
+_SUM: Final = _Recipe(
+    ("sum(source.quantity_sum)",), ("sum(source.quantity)",), ("sum(parts.state0)",)
+)
+_COUNT: Final = _Recipe(("sum(source.quantity_count)",), ("count()",), ("sum(parts.state0)",))
+
+_RECIPES: Final[Mapping[Aggregation, _Recipe]] = {
+    Aggregation.SUM: _SUM,
+    Aggregation.COUNT: _COUNT,
+    Aggregation.MIN: _Recipe(
+        ("min(source.quantity_min)",), ("min(source.quantity)",), ("min(parts.state0)",)
+    ),
+    Aggregation.MAX: _Recipe(
+        ("max(source.quantity_max)",), ("max(source.quantity)",), ("max(parts.state0)",)
+    ),
+    # Divided outside of the database, where the quotient can be rounded exactly.
+    Aggregation.AVG: _Recipe(
+        _SUM.rollup + _COUNT.rollup,
+        _SUM.raw + _COUNT.raw,
+        ("sum(parts.state0)", "sum(parts.state1)"),
+    ),
+    Aggregation.LATEST: _Recipe(
+        ("argMaxMergeState(source.quantity_latest)",),
+        ("argMaxState(source.quantity, (source.timestamp, source.event_id))",),
+        ("argMaxMerge(parts.state0)",),
+    ),
+    Aggregation.UNIQUE_COUNT: _Recipe(
+        ("uniqExactMergeState(source.unique_keys)",),
+        ("uniqExactStateIf(source.unique_key, source.unique_key != '')",),
+        ("uniqExactMerge(parts.state0)",),
+    ),
+    Aggregation.P50: _percentile("0.5"),
+    Aggregation.P90: _percentile("0.9"),
+    Aggregation.P95: _percentile("0.95"),
+    Aggregation.P99: _percentile("0.99"),
+}
+
+
+_EVENT_COLUMNS: Final = (
+    "SELECT toString(source.event_id), source.tenant_id, source.meter, source.quantity, "
+    "toUnixTimestamp64Nano(source.timestamp), toUnixTimestamp64Nano(source.start_time), "
+    "source.attributes, source.dimensions, source.service_name, toString(source.signal), "
+    "source.trace_id, source.span_id, toUnixTimestamp64Milli(source.ingested_at)"
+)
+_EVENT_SOURCE: Final = f"FROM {tables.EVENTS} AS source WHERE"
+_EVENT_ORDER: Final = "ORDER BY source.timestamp DESC, source.event_id DESC LIMIT {limit:UInt32}"
+
+
+def check_dimensions(meter: MeterDefinition, names: Sequence[str]) -> None:
+    """Refuse names that are no dimension of the meter: the rollups do not have them.
+
+    Raises:
+        InvalidUsageError: Names the dimension, those of the meter, and the remedy.
+    """
+    if meter.group_by is None:
+        return
+    for name in names:
+        if name not in meter.group_by:
+            known = ", ".join(meter.group_by) or "none"
+            raise InvalidUsageError(
+                f"meter {meter.slug!r} has no dimension {name[:128]!r}; its dimensions: {known}; "
+                "add it to the meter's group_by in meters.yaml, from then on it is kept"
+            )
+
+
+def aggregate(request: AggregateRequest) -> Statement:
+    """The statement of an aggregation.
+
+    Returns:
+        Rows are (window start in seconds, one column per group, one or two of the value), sorted by
+        window and groups; at most `MAX_ROWS + 1`, of which one too many says that there are more.
+        A window without events has no row.
+    """
+    recipe = _RECIPES[request.aggregation]
+    groups = [f"group{i}" for i in range(len(request.group_by))]
+    keys = ", ".join(["bucket", *groups])
+    parts = " UNION ALL ".join(
+        _aggregate_piece(request, recipe, i, piece) for i, piece in enumerate(request.pieces)
+    )
+    selected = ", ".join(
+        [
+            "parts.bucket AS bucket",
+            *(f"parts.{group} AS {group}" for group in groups),
+            *recipe.final,
+        ]
+    )
+    return Statement(
+        f"SELECT {selected} FROM ({parts}) AS parts "  # noqa: S608 - constants; values are bound
+        f"GROUP BY {keys} ORDER BY {keys} LIMIT {MAX_ROWS + 1}",
+        _aggregate_parameters(request),
+    )
+
+
+def meters(within: Range, tenant_id: str | None) -> Statement:
+    """The statement that lists which meters have usage.
+
+    Returns:
+        Rows are (slug, number of events), sorted by slug, at most `MAX_ROWS + 1`.
+    """
+    pieces = pieces_for(within, Window.TOTAL)
+    parts = " UNION ALL ".join(
+        " ".join(
+            [
+                "SELECT source.meter AS meter,",
+                (_COUNT.raw if piece.grain is Grain.EVENT else _COUNT.rollup)[0],
+                f"AS state0 FROM {_TABLES[piece.grain]} AS source WHERE",
+                " AND ".join([*_tenant_condition(tenant_id), _time_condition(i, piece)]),
+                "GROUP BY source.meter",
+            ]
+        )
+        for i, piece in enumerate(pieces)
+    )
+    return Statement(
+        f"SELECT parts.meter AS meter, sum(parts.state0) FROM ({parts}) AS parts "  # noqa: S608 - constants
+        f"GROUP BY meter ORDER BY meter LIMIT {MAX_ROWS + 1}",
+        {**_time_parameters(pieces), **_tenant_parameter(tenant_id)},
+    )
+
+
+def events(request: EventsRequest) -> Statement:
+    """The statement of a page of events.
+
+    Returns:
+        Rows are (event UUID, tenant, meter, quantity, timestamp in ns, start time in ns, attributes,
+        dimensions, service, signal, trace id, span id, time of ingestion in ms), newest first; ties
+        by UUID in ClickHouse's order.
+    """
+    conditions = [
+        *_tenant_condition(request.tenant_id),
+        "source.timestamp >= fromUnixTimestamp64Nano({start_ns:Int64}, 'UTC')",
+        "source.timestamp < fromUnixTimestamp64Nano({end_ns:Int64}, 'UTC')",
+        *_filter_conditions("source.attributes", request.filters),
+    ]
+    parameters: dict[str, object] = {
+        "start_ns": request.range.start_ns,
+        "end_ns": request.range.end_ns,
+        "limit": request.limit,
+        **_tenant_parameter(request.tenant_id),
+        **_filter_parameters(request.filters),
+    }
+    if request.meter is not None:
+        conditions.append("source.meter = {meter:String}")
+        parameters["meter"] = request.meter
+    if request.event_id is not None:
+        conditions.append(
+            "(source.attributes[{event_id_name:String}] = {event_id:String} "
+            "OR source.event_id = toUUIDOrNull({event_id:String}))"
+        )
+        parameters |= {"event_id_name": attributes.EVENT_ID, "event_id": request.event_id}
+    if request.after is not None:
+        conditions.append(
+            "(source.timestamp, source.event_id) < "
+            "(fromUnixTimestamp64Nano({after_ns:Int64}, 'UTC'), {after_id:UUID})"
+        )
+        parameters |= {"after_ns": request.after[0], "after_id": request.after[1]}
+    return Statement(
+        " ".join([_EVENT_COLUMNS, _EVENT_SOURCE, " AND ".join(conditions), _EVENT_ORDER]),
+        parameters,
+    )
+
+
+def _aggregate_piece(request: AggregateRequest, recipe: _Recipe, index: int, piece: Piece) -> str:
+    is_raw = piece.grain is Grain.EVENT
+    names = ", ".join(["bucket", *(f"group{i}" for i in range(len(request.group_by)))])
+    states = recipe.raw if is_raw else recipe.rollup
+    columns = [
+        f"{_bucket(request.window, piece.grain)} AS bucket",
+        *(f"{_group(name, i)} AS group{i}" for i, name in enumerate(request.group_by)),
+        *(f"{state} AS state{i}" for i, state in enumerate(states)),
+    ]
+    conditions = [
+        *_tenant_condition(request.tenant_id),
+        "source.meter = {meter:String}",
+        _time_condition(index, piece),
+        *_filter_conditions("source.dimensions", request.filters),
+    ]
+    return " ".join(
+        [
+            f"SELECT {', '.join(columns)}",
+            f"FROM {_TABLES[piece.grain]} AS source",
+            f"WHERE {' AND '.join(conditions)}",
+            f"GROUP BY {names}",
+        ]
+    )
+
+
+def _bucket(window: Window, grain: Grain) -> str:
+    if window is Window.TOTAL:
+        return "toUInt32(0)"
+    column = "source.timestamp" if grain is Grain.EVENT else "source.window_start"
+    return f"toUnixTimestamp(toDateTime({_START_FUNCTIONS[window]}({column}, 'UTC'), 'UTC'))"
+
+
+def _group(name: str, index: int) -> str:
+    if name == TENANT:
+        return "toString(source.tenant_id)"
+    return f"source.dimensions[{{group{index}_name:String}}]"
+
+
+def _time_condition(index: int, piece: Piece) -> str:
+    if piece.grain is Grain.EVENT:
+        column, start, end = (
+            "source.timestamp",
+            f"fromUnixTimestamp64Nano({{start{index}:Int64}}, 'UTC')",
+            f"fromUnixTimestamp64Nano({{end{index}:Int64}}, 'UTC')",
+        )
+    else:
+        column, start, end = (
+            "source.window_start",
+            f"toDateTime({{start{index}:UInt32}}, 'UTC')",
+            f"toDateTime({{end{index}:UInt32}}, 'UTC')",
+        )
+    return f"{column} >= {start} AND {column} < {end}"
+
+
+def _time_parameters(pieces: Sequence[Piece]) -> dict[str, object]:
+    parameters: dict[str, object] = {}
+    for i, piece in enumerate(pieces):
+        unit_ns = 1 if piece.grain is Grain.EVENT else SECOND_NS
+        parameters[f"start{i}"] = piece.range.start_ns // unit_ns
+        parameters[f"end{i}"] = piece.range.end_ns // unit_ns
+    return parameters
+
+
+def _aggregate_parameters(request: AggregateRequest) -> dict[str, object]:
+    return {
+        "meter": request.meter.slug,
+        **_tenant_parameter(request.tenant_id),
+        **_time_parameters(request.pieces),
+        **_filter_parameters(request.filters),
+        **{f"group{i}_name": name for i, name in enumerate(request.group_by) if name != TENANT},
+    }
+
+
+def _tenant_condition(tenant_id: str | None) -> list[str]:
+    return [] if tenant_id is None else ["source.tenant_id = {tenant_id:String}"]
+
+
+def _tenant_parameter(tenant_id: str | None) -> dict[str, object]:
+    return {} if tenant_id is None else {"tenant_id": tenant_id}
+
+
+def _filter_conditions(column: str, filters: Mapping[str, Sequence[str]]) -> list[str]:
+    return [
+        f"has({{filter{i}_values:Array(String)}}, {column}[{{filter{i}_name:String}}])"
+        for i in range(len(filters))
+    ]
+
+
+def _filter_parameters(filters: Mapping[str, Sequence[str]]) -> dict[str, object]:
+    parameters: dict[str, object] = {}
+    for i, (name, values) in enumerate(filters.items()):
+        parameters |= {f"filter{i}_name": name, f"filter{i}_values": list(values)}
+    return parameters
