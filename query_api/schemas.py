@@ -1,0 +1,250 @@
+"""Shapes of requests and answers, and how values look in JSON.
+
+These classes are the OpenAPI document; long answers are written without them, and tests compare.
+"""
+
+from decimal import Decimal
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from otel_metering.contract.meter import Aggregation
+from query_api.periods import Window
+from receiver.store.keys import Scope
+
+_EVENT: Final[dict[str, Any]] = {
+    "event_id": "order-1042-line-3",
+    "tenant_id": "tenant_a",
+    "meter": "api.calls",
+    "quantity": "1",
+    "timestamp": "2026-03-01T12:00:00.25Z",
+    "attributes": {"region": "eu", "plan": "pro"},
+}
+
+FROM_DOC: Final = "Start, inclusive: RFC 3339 or a date. Default: 30 days before the end."
+TO_DOC: Final = "End, exclusive: RFC 3339 or a date. Default: now."
+TENANT_DOC: Final = "Only this tenant. A key bound to a tenant sees that one anyway."
+
+
+def decimal_text(value: Decimal | int) -> str:
+    """Exact decimals without an exponent or trailing zeros: "3.5", "12", "0"."""
+    text = format(value, "f")
+    if "." in text:
+        text = text.rstrip("0").rstrip(".")
+    return "0" if text == "-0" else text
+
+
+class Closed(BaseModel):
+    """A body: a misspelt field is an error, not a default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Event(Closed):
+    """One piece of usage."""
+
+    model_config = ConfigDict(json_schema_extra={"example": _EVENT})
+
+    event_id: str | None = Field(
+        None,
+        max_length=256,
+        description="Idempotency key: one (tenant, meter, event_id) counts once, for ever.",
+    )
+    tenant_id: str | None = Field(
+        None, description="Who used it. May be left out if the key is bound to a tenant."
+    )
+    meter: str = Field(description="What was used: 1 to 128 characters of `A-Za-z0-9_.:@/-`.")
+    quantity: Annotated[str, Field(description="At most nine decimal places.")] | float = Field(
+        "1", description="A string, or a JSON number, which is read exactly as it is written."
+    )
+    timestamp: str | None = Field(
+        None, description="RFC 3339, up to nanoseconds. Default: on arrival."
+    )
+    attributes: dict[str, str | float | bool | None] = Field(
+        default_factory=dict, description="A meter's `group_by` picks its dimensions from here."
+    )
+
+
+class Rejection(BaseModel):
+    """An event that can never be counted as it is."""
+
+    index: int = Field(description="Its place in the list.")
+    reason: str
+
+
+class AdmissionAnswer(BaseModel):
+    """What became of the events; all that was accepted is durable."""
+
+    accepted: int = Field(description="Stored, for the first time.")
+    duplicates: int = Field(description="Stored before; they count no second time.")
+    rejected: list[Rejection]
+
+
+class EventsParameters(BaseModel):
+    """Which events."""
+
+    tenant_id: str | None = Field(None, description=TENANT_DOC)
+    meter: str | None = Field(None, description="Only this meter.")
+    from_: str | None = Field(None, alias="from", description=FROM_DOC)
+    to: str | None = Field(None, description=TO_DOC)
+    event_id: str | None = Field(None, description="The sender's event id, or the stored UUID.")
+    limit: int = Field(100, ge=1, le=1000, description="Events on one page.")
+    cursor: str | None = Field(None, description="`next_cursor` of the page before.")
+
+
+class StoredEvent(BaseModel):
+    """An event as it was admitted."""
+
+    event_id: str = Field(description="The sender's id if it gave one, else the stored UUID.")
+    tenant_id: str
+    meter: str
+    quantity: str
+    timestamp: str
+    start_time: str | None = Field(description="Start of the interval that was measured, if any.")
+    attributes: dict[str, str]
+    dimensions: dict[str, str]
+    service_name: str
+    signal: str = Field(description="metric, span, log or event.")
+    trace_id: str | None
+    span_id: str | None
+    ingested_at: str
+
+
+class EventsAnswer(BaseModel):
+    """A page of events, newest first."""
+
+    data: list[StoredEvent]
+    next_cursor: str | None = Field(
+        description="Continues behind this page; null: it was the last."
+    )
+
+
+class AggregatesParameters(BaseModel):
+    """Which meter, aggregated how."""
+
+    meter: str = Field(description="The meter's slug.")
+    tenant_id: str | None = Field(None, description=TENANT_DOC)
+    from_: str | None = Field(None, alias="from", description=FROM_DOC)
+    to: str | None = Field(None, description=TO_DOC)
+    window: Window = Field(Window.TOTAL, description="Windows of the UTC calendar, or one total.")
+    group_by: list[str] = Field(
+        default_factory=list,
+        max_length=16,
+        description="`tenant_id`, or a dimension of the meter; may be repeated.",
+    )
+    aggregation: Aggregation | None = Field(
+        None, description="Default: the aggregation of the meter's definition."
+    )
+
+
+class Aggregate(BaseModel):
+    """One window of one group."""
+
+    window_start: str = Field(description="Inclusive; never before `from`.")
+    window_end: str = Field(description="Exclusive; never after `to`.")
+    tenant_id: str | None = Field(None, description="If grouped by, or asked for.")
+    dimensions: dict[str, str] = Field(description="Empty text: the event had no such attribute.")
+    value: str = Field(
+        description="Exact decimals. avg is rounded half to even to nine places; percentiles are "
+        "estimates with the precision of a 32-bit float."
+    )
+
+
+class AggregatesAnswer(BaseModel):
+    """Sorted by window, then by groups. A window without events is absent."""
+
+    meter: str
+    aggregation: Aggregation
+    unit: str
+    window: Window
+    table: str = Field(
+        description="The coarsest table that was read; ragged edges of the range come from finer ones."
+    )
+    data: list[Aggregate]
+
+
+class MetersParameters(BaseModel):
+    """Which usage."""
+
+    tenant_id: str | None = Field(None, description=TENANT_DOC)
+    from_: str | None = Field(None, alias="from", description=FROM_DOC)
+    to: str | None = Field(None, description=TO_DOC)
+
+
+class Meter(BaseModel):
+    """A meter that is defined, or has usage in the range."""
+
+    slug: str
+    aggregation: Aggregation
+    unit: str
+    dimensions: list[str] | None = Field(description="null: every attribute is a dimension.")
+    is_defined: bool = Field(description="Whether meters.yaml has it; if not, defaults apply.")
+    events: int = Field(description="Events in the range.")
+
+
+class MetersAnswer(BaseModel):
+    """Sorted by slug."""
+
+    data: list[Meter]
+
+
+class NewKey(Closed):
+    """A key to make."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {"name": "billing job", "scopes": ["query"], "tenant_id": "tenant_a"}
+        }
+    )
+
+    name: str = Field(min_length=1, max_length=200, description="For people.")
+    scopes: list[Scope] = Field(min_length=1, description="What it may do.")
+    tenant_id: str | None = Field(None, description="Bind it to this tenant; null: any tenant.")
+    expires_at: AwareDatetime | None = Field(None, description="RFC 3339; null: never.")
+
+
+class Key(BaseModel):
+    """A key, without its secret."""
+
+    key_id: str
+    name: str
+    scopes: list[Scope]
+    tenant_id: str | None
+    created_at: str
+    expires_at: str | None
+    revoked_at: str | None
+
+
+class CreatedKey(Key):
+    """A key, with its secret, which is shown this once."""
+
+    key: str
+
+
+class KeysAnswer(BaseModel):
+    """Oldest first, revoked ones included."""
+
+    data: list[Key]
+
+
+class Check(BaseModel):
+    """One check that was run."""
+
+    status: Literal["ok", "failed"]
+    detail: str
+
+
+class HealthAnswer(BaseModel):
+    """`ok` if every check is."""
+
+    status: Literal["ok", "failed"]
+    checks: dict[str, Check]
+
+
+class Problem(BaseModel):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str = Field(description="The fact, the limit, and the remedy.")
