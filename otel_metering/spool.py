@@ -19,7 +19,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from otel_metering.errors import ConfigurationError, SpoolFullError, UnavailableError
 
@@ -27,11 +27,15 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     key TEXT NOT NULL,
-    payload BLOB NOT NULL,
-    batch TEXT
+    payload BLOB NOT NULL
 ) STRICT;
-CREATE INDEX IF NOT EXISTS entries_of_batch ON entries (batch, id) WHERE batch IS NOT NULL;
+CREATE TABLE IF NOT EXISTS sealed (
+    token TEXT NOT NULL PRIMARY KEY,
+    last_id INTEGER NOT NULL
+) STRICT;
 """
+# A sealed batch is every entry up to `last_id`; there is one at a time. It has its own table, because
+# changing a column of an entry would write its payload again.
 
 _CHECKPOINT_PAGES = 4_000
 """WAL pages (4 KiB each) between checkpoints: 16 MiB keeps the file small and the commits short."""
@@ -65,16 +69,18 @@ class Spool:
         self.path = path
         self._lock = threading.Lock()
         self._lock_fd = lock_fd
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute(f"PRAGMA synchronous = {durability.upper()}")
         self._db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+        self._db.execute("PRAGMA secure_delete = OFF")
         self._db.executescript(_SCHEMA)
         count, size = self._db.execute(
             "SELECT count(*), coalesce(sum(length(payload)), 0) FROM entries"
         ).fetchone()
-        self._entry_count, self._byte_count = int(count), int(size)
+        self._entry_count: int = count
+        self._byte_count: int = size
 
     @property
     def entry_count(self) -> int:
@@ -95,8 +101,8 @@ class Spool:
         """
         size = sum(len(payload) for _, payload in entries)
         with self._lock:
-            if self._byte_count + size > self._max_bytes:
-                raise SpoolFullError(self._byte_count, self._max_bytes)
+            if self._byte_count + size > self.max_bytes:
+                raise SpoolFullError(self._byte_count, self.max_bytes)
             self._write(
                 ("INSERT INTO entries (key, payload) VALUES (?, ?)", entries),
             )
@@ -113,18 +119,14 @@ class Spool:
             UnavailableError: The disk refused.
         """
         with self._lock:
-            sealed = self._read(
-                "SELECT batch FROM entries WHERE batch IS NOT NULL ORDER BY id LIMIT 1"
-            )
+            sealed = self._read("SELECT token, last_id FROM sealed")
             if sealed:
-                return self._batch(str(sealed[0][0]))
+                return self._batch(*sealed[0])
             last_id = self._last_id_of_next_batch(max_entries, max_bytes)
             if last_id is None:
                 return None
-            self._write(
-                ("UPDATE entries SET batch = ? WHERE id <= ?", [(new_token, last_id)]),
-            )
-            return self._batch(new_token)
+            self._write(("INSERT INTO sealed VALUES (?, ?)", [(new_token, last_id)]))
+            return self._batch(new_token, last_id)
 
     def drop(self, batch: Batch) -> None:
         """Forget a sealed batch: its destination has it. Dropping twice is harmless.
@@ -133,13 +135,14 @@ class Spool:
             UnavailableError: The disk refused; the batch is still there.
         """
         with self._lock:
-            sizes = self._read(
-                "SELECT count(*), coalesce(sum(length(payload)), 0) FROM entries WHERE batch = ?",
-                batch.token,
+            if not self._read("SELECT token FROM sealed WHERE token = ?", batch.token):
+                return
+            self._write(
+                ("DELETE FROM entries WHERE id <= ?", [(batch.entries[-1].id,)]),
+                ("DELETE FROM sealed WHERE token = ?", [(batch.token,)]),
             )
-            self._write(("DELETE FROM entries WHERE batch = ?", [(batch.token,)]))
-            self._entry_count -= int(sizes[0][0])
-            self._byte_count -= int(sizes[0][1])
+            self._entry_count -= len(batch.entries)
+            self._byte_count -= sum(len(entry.payload) for entry in batch.entries)
 
     def entries(self) -> Iterator[Entry]:
         """Every entry, oldest first, sealed ones included: for rebuilding state at start."""
@@ -147,13 +150,14 @@ class Spool:
         while True:
             with self._lock:
                 rows = self._read(
-                    "SELECT id, key, payload FROM entries WHERE id > ? ORDER BY id LIMIT 64", last_id
+                    "SELECT id, key, payload FROM entries WHERE id > ? ORDER BY id LIMIT 64",
+                    last_id,
                 )
             if not rows:
                 return
             for row_id, key, payload in rows:
-                yield Entry(id=int(row_id), key=str(key), payload=bytes(payload))
-            last_id = int(rows[-1][0])
+                yield Entry(id=row_id, key=key, payload=payload)
+            last_id = rows[-1][0]
 
     def close(self) -> None:
         """Close the file and release its lock; what is in it stays. Closing twice is harmless."""
@@ -177,26 +181,22 @@ class Spool:
         last_id: int | None = None
         total = 0
         for row_id, size in self._read(
-            "SELECT id, length(payload) FROM entries WHERE batch IS NULL ORDER BY id LIMIT ?",
-            max_entries,
+            "SELECT id, length(payload) FROM entries ORDER BY id LIMIT ?", max_entries
         ):
-            total += int(size)
+            total += size
             if last_id is not None and total > max_bytes:
                 break
-            last_id = int(row_id)
+            last_id = row_id
         return last_id
 
-    def _batch(self, token: str) -> Batch:
-        rows = self._read("SELECT id, key, payload FROM entries WHERE batch = ? ORDER BY id", token)
+    def _batch(self, token: str, last_id: int) -> Batch:
+        rows = self._read("SELECT id, key, payload FROM entries WHERE id <= ? ORDER BY id", last_id)
         return Batch(
             token=token,
-            entries=tuple(
-                Entry(id=int(row_id), key=str(key), payload=bytes(payload))
-                for row_id, key, payload in rows
-            ),
+            entries=tuple(Entry(id=id_, key=key, payload=payload) for id_, key, payload in rows),
         )
 
-    def _read(self, sql: str, *values: object) -> list[tuple[object, ...]]:
+    def _read(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
         try:
             return self._db.execute(sql, values).fetchall()
         except sqlite3.Error as error:

@@ -1,0 +1,1 @@
+"""OTLP receiver: telemetry in, rows out, each acknowledged once it is durable."""

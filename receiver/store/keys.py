@@ -12,11 +12,11 @@ import hmac
 import logging
 import secrets
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from otel_metering.clock import Clock
 from otel_metering.contract.event import check_name
@@ -111,7 +111,7 @@ class ApiKeys:
             UnavailableError: The keys could not be read for some seconds, so nothing is certain.
         """
         parts = key.split("_")
-        found = self._keys.get(parts[1]) if len(parts) == 3 else None  # noqa: PLR2004 - otm, id, secret
+        found = self._keys.get(parts[1]) if len(parts) == 3 else None
         expected = found.key_hash if found else hash_key("")
         matches = hmac.compare_digest(hash_key(key), expected)
         if self._clock.monotonic() - self._read_at > MAX_STALE_SECONDS:
@@ -251,7 +251,7 @@ def key_id_of(key: str) -> str:
         InvalidUsageError: It does not look like that.
     """
     parts = key.split("_")
-    if len(parts) != 3 or parts[0] != "otm" or not parts[1] or len(parts[2]) < 32:  # noqa: PLR2004
+    if len(parts) != 3 or parts[0] != "otm" or not parts[1] or len(parts[2]) < 32:
         raise InvalidUsageError(
             "an API key reads otm_<id>_<secret>, with a secret of at least 32 characters and no "
             "further underscore; make one with: otel-metering keys create"
@@ -272,8 +272,8 @@ def _moment(micros: int | None) -> datetime | None:
     return None if micros is None else datetime.fromtimestamp(micros / 1_000_000, UTC)
 
 
-def _from_row(row: object) -> ApiKey:
-    key_id, name, scopes, tenant_id, created, expires, revoked, key_hash = tuple(row)  # type: ignore[arg-type]  # a driver row
+def _from_row(row: Sequence[Any]) -> ApiKey:
+    key_id, name, scopes, tenant_id, created, expires, revoked, key_hash = row
     created_at = _moment(created)
     assert created_at is not None  # noqa: S101 - the column is not Nullable
     return ApiKey(

@@ -45,7 +45,9 @@ def shipped() -> list[Migration]:
         match = _FILE.fullmatch(file.name)
         if match:
             found.append(
-                Migration(version=int(match[1]), name=match[2], sql=file.read_text(encoding="utf-8"))
+                Migration(
+                    version=int(match[1]), name=match[2], sql=file.read_text(encoding="utf-8")
+                )
             )
     return sorted(found, key=lambda migration: migration.version)
 

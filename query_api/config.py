@@ -1,0 +1,17 @@
+"""Settings of the query API: `METERING_*`, read once."""
+
+from typing import Annotated
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """What the query API needs to know; the defaults work on a laptop."""
+
+    model_config = SettingsConfigDict(env_prefix="METERING_", frozen=True, extra="ignore")
+
+    api_host: str = Field("127.0.0.1", description="Address that the query API listens on.")
+    api_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        8080, description="Query API; 0: any free port."
+    )

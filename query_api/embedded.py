@@ -1,0 +1,251 @@
+"""Receiver and query API in one process, on one event loop: `otel-metering up`.
+
+The embedded engine allows one process for a data directory, so this is the only form it has. Order at the
+end: the edges stop listening, what they had taken is made durable and answered, the spool is written into
+the database, and only then does the process end.
+"""
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import uvicorn
+
+from otel_metering.clock import Clock
+from otel_metering.contract.event import Admission, UsageEvent
+from otel_metering.contract.meter import Signal
+from otel_metering.errors import ConfigurationError, MeteringError, UnavailableError
+from query_api import config
+from query_api.app import create_app
+from query_api.services import Services
+from receiver.admit import Sender
+from receiver.app import Receiver
+from receiver.config import Settings
+from receiver.ingest import Work
+from receiver.store.keys import Principal, Scope
+
+STOP_GRACE_SECONDS: Final = 5.0
+"""How long a request that has begun may take to end."""
+
+SUBMIT_TIMEOUT_SECONDS: Final = 30.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Addresses:
+    """Where each edge listens."""
+
+    otlp_grpc: str
+    otlp_http: str
+    api: str
+    admin_key: str | None
+    """The key that the first start made; None: there was one."""
+
+
+async def serve(
+    settings: Settings,
+    api_settings: config.Settings,
+    clock: Clock,
+    on_ready: Callable[[Addresses], None],
+) -> bool:
+    """Run until SIGTERM or SIGINT.
+
+    Args:
+        settings: Of the receiver.
+        api_settings: Of the query API.
+        clock: The time.
+        on_ready: Called once, when every edge answers.
+
+    Returns:
+        Whether everything acknowledged is in the database; else the rest waits in the spool.
+
+    Raises:
+        ConfigurationError: A setting is wrong, a port is taken, the data directory is in use.
+    """
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    receiver = await asyncio.to_thread(Receiver, settings, clock)
+    await asyncio.to_thread(receiver.start)
+    servers: list[_Server] = []
+    try:
+        admin_key = await asyncio.to_thread(ensure_admin_key, receiver, settings)
+        otlp_http = _Server(receiver.http, settings.otlp_host, settings.otlp_http_port, "OTLP/HTTP")
+        api = _Server(
+            create_app(services(receiver, clock)),
+            api_settings.api_host,
+            api_settings.api_port,
+            "the query API",
+        )
+        servers = [otlp_http, api]
+        grpc_port = await receiver.grpc.start(settings.otlp_host, settings.otlp_grpc_port)
+        for server in servers:
+            await server.start()
+        on_ready(
+            Addresses(
+                otlp_grpc=f"{settings.otlp_host}:{grpc_port}",
+                otlp_http=otlp_http.address,
+                api=api.address,
+                admin_key=admin_key,
+            )
+        )
+        await stopping.wait()
+    finally:
+        await asyncio.gather(
+            receiver.grpc.stop(STOP_GRACE_SECONDS), *(server.stop() for server in servers)
+        )
+        is_drained = await asyncio.to_thread(receiver.stop)
+    return is_drained
+
+
+def ensure_admin_key(receiver: Receiver, settings: Settings) -> str | None:
+    """Make the first admin key, if there is none; returns its text if it was made up here.
+
+    Raises:
+        ConfigurationError: `METERING_ADMIN_KEY` does not look like a key.
+    """
+    given = settings.admin_key.get_secret_value() if settings.admin_key else None
+    if given is not None and receiver.keys.authenticate(given) is not None:
+        return None
+    if given is None and any(Scope.ADMIN in key.scopes for key in receiver.keys.list()):
+        return None
+    try:
+        _, text = receiver.keys.create(name="first admin key", scopes=[Scope.ADMIN], key=given)
+    except MeteringError as error:
+        raise ConfigurationError(f"METERING_ADMIN_KEY: {error}") from error
+    return text if given is None else None
+
+
+def services(receiver: Receiver, clock: Clock) -> Services:
+    """What the query API needs of a receiver in the same process."""
+
+    def submit(events: Sequence[UsageEvent], principal: Principal) -> Admission:
+        sender = Sender(key_id=principal.key_id, bound_tenant=principal.tenant_id)
+        work = Work(sender=sender, signal=Signal.EVENT, events=events)
+        try:
+            outcome = receiver.ingest.submit(work).result(SUBMIT_TIMEOUT_SECONDS)
+        except TimeoutError as error:
+            raise UnavailableError(
+                f"the events were not stored within {SUBMIT_TIMEOUT_SECONDS:.0f} s; send them again: "
+                "with their event_id they count once"
+            ) from error
+        return Admission(
+            accepted=outcome.accepted, duplicates=outcome.duplicates, rejected=outcome.rejected
+        )
+
+    return Services(
+        store=receiver.store,
+        keys=receiver.keys,
+        clock=clock,
+        meters=lambda: receiver.meters,
+        submit=submit,
+        checks={
+            "database": lambda: _check_database(receiver),
+            "spool": lambda: _check_spool(receiver),
+            "writer": lambda: _check_writer(receiver),
+        },
+    )
+
+
+def _check_database(receiver: Receiver) -> str:
+    receiver.store.query("SELECT 1")
+    return "answers"
+
+
+def _check_spool(receiver: Receiver) -> str:
+    used, limit = receiver.spool.byte_count, receiver.spool.max_bytes
+    if used >= limit:
+        raise UnavailableError(f"full: {used} of {limit} bytes")
+    return f"{receiver.spool.entry_count} entries, {used} of {limit} bytes"
+
+
+def _check_writer(receiver: Receiver) -> str:
+    error = receiver.writer.last_error
+    if error is not None:
+        raise UnavailableError(f"the last batch is not stored yet: {error}")
+    return "the last batch was stored"
+
+
+class _Server:
+    """One uvicorn server on this loop, which leaves signals to `serve`."""
+
+    def __init__(self, app: Any, host: str, port: int, name: str) -> None:  # noqa: ANN401 - uvicorn's type
+        self._host, self._port, self._name = host, port, name
+        self._server = _QuietServer(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=int(STOP_GRACE_SECONDS),
+            )
+        )
+        self._task: asyncio.Task[None] | None = None
+        self._socket: socket.socket | None = None
+
+    @property
+    def address(self) -> str:
+        """http://host:port."""
+        return f"http://{self._host}:{self._port}"
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            ConfigurationError: The address cannot be listened on.
+        """
+        try:
+            self._socket = _listen(self._host, self._port)
+        except OSError as error:
+            raise ConfigurationError(
+                f"{self._name} cannot listen on {self._host}:{self._port}: {error.strerror}; "
+                "choose another port"
+            ) from error
+        self._port = self._socket.getsockname()[1]
+        self._task = asyncio.create_task(self._server.serve([self._socket]))
+        await self._server.is_listening.wait()
+
+    async def stop(self) -> None:
+        """Refuse new connections, and let requests that run end."""
+        self._server.should_exit = True
+        if self._task is not None:
+            await self._task
+        if self._socket is not None:
+            self._socket.close()
+
+
+class _QuietServer(uvicorn.Server):
+    def __init__(self, configuration: uvicorn.Config) -> None:
+        super().__init__(configuration)
+        self.is_listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say so."""
+        await super().startup(sockets)
+        self.is_listening.set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals alone."""
+        yield
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(1024)
+        listener.setblocking(False)  # noqa: FBT003 - its only form
+    except OSError:
+        listener.close()
+        raise
+    return listener

@@ -1,0 +1,132 @@
+"""Spool -> database: seal a batch, insert it until it is stored, drop it.
+
+A batch keeps its rows and its token until it was stored, across crashes and errors of unknown outcome,
+and the database stores a token once: so each row is there once, in the table and in every rollup.
+"""
+
+import logging
+import secrets
+import threading
+from typing import Final
+from uuid import UUID
+
+from otel_metering.clock import Clock
+from otel_metering.errors import MeteringError
+from otel_metering.spool import Batch, Spool
+from receiver import rows
+from receiver.store import tables
+from receiver.store.client import Store
+
+MAX_BATCH_ENTRIES: Final = 1_024
+MAX_BATCH_BYTES: Final = 6 * 2**20
+"""Spool bytes in one INSERT: some 60,000 to 90,000 rows."""
+
+FULL_BATCH_BYTES: Final = 3 * 2**20
+"""From here on a batch does not wait for more."""
+
+LINGER_SECONDS: Final = 0.2
+"""How long the first entry waits for company: each INSERT makes parts in six tables, at a fixed cost."""
+
+MAX_BACKOFF_SECONDS: Final = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+class Writer:
+    """The only reader of the spool."""
+
+    def __init__(self, spool: Spool, store: Store, clock: Clock) -> None:
+        self._spool = spool
+        self._store = store
+        self._clock = clock
+        self._has_entries = threading.Event()
+        self._stopping = threading.Event()
+        self._drain_until = 0.0
+        self._last_error: MeteringError | None = None
+        self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
+
+    @property
+    def last_error(self) -> MeteringError | None:
+        """Why the last attempt failed; None: it did not."""
+        return self._last_error
+
+    def start(self) -> None:
+        """Begin with what the spool holds."""
+        self._has_entries.set()
+        self._thread.start()
+
+    def notify(self) -> None:
+        """The spool has entries."""
+        self._has_entries.set()
+
+    def stop(self, drain_seconds: float) -> bool:
+        """Write what the spool holds, for at most `drain_seconds`, and end.
+
+        Returns:
+            Whether the spool is empty. What is left stays in it, for the next start.
+        """
+        self._drain_until = self._clock.monotonic() + drain_seconds
+        self._stopping.set()
+        self._has_entries.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        return self._spool.entry_count == 0
+
+    def write_batch(self) -> bool:
+        """Store one batch; False: the spool is empty.
+
+        Raises:
+            MeteringError: It may be stored or not, and is still sealed in the spool.
+        """
+        batch = self._spool.seal(
+            secrets.token_hex(16), max_entries=MAX_BATCH_ENTRIES, max_bytes=MAX_BATCH_BYTES
+        )
+        if batch is None:
+            return False
+        self._insert(batch)
+        self._spool.drop(batch)
+        return True
+
+    def _insert(self, batch: Batch) -> None:
+        batch_id = UUID(batch.token).bytes
+        events = [entry.payload for entry in batch.entries if entry.key == rows.EVENTS_KEY]
+        aside = [entry.payload for entry in batch.entries if entry.key == rows.QUARANTINE_KEY]
+        if events:
+            self._store.insert(tables.EVENTS, rows.to_events(events, batch_id), token=batch.token)
+        if aside:
+            table = rows.to_quarantine(aside, batch_id)
+            self._store.insert(tables.QUARANTINE, table, token=batch.token)
+
+    def _run(self) -> None:
+        backoff = 0.0
+        while not self._may_end():
+            if backoff:
+                self._stopping.wait(backoff)
+            elif not self._stopping.is_set():
+                self._has_entries.wait()
+                self._gather()
+            self._has_entries.clear()
+            try:
+                while self.write_batch() and self._spool.byte_count >= FULL_BATCH_BYTES:
+                    pass
+                if self._spool.entry_count:
+                    self._has_entries.set()
+                backoff, self._last_error = 0.0, None
+            except Exception as error:  # noqa: BLE001 - the top of a worker loop
+                backoff = min(max(2 * backoff, 0.1), MAX_BACKOFF_SECONDS)
+                self._last_error = (
+                    error if isinstance(error, MeteringError) else MeteringError(repr(error))
+                )
+                _log.error(
+                    "A batch is not stored yet", exc_info=error, extra={"event": "insert_failed"}
+                )
+
+    def _gather(self) -> None:
+        """Let the first entry wait for others, unless there is enough to do."""
+        if self._spool.byte_count < FULL_BATCH_BYTES:
+            self._stopping.wait(LINGER_SECONDS)
+
+    def _may_end(self) -> bool:
+        if not self._stopping.is_set():
+            return False
+        return self._spool.entry_count == 0 or self._clock.monotonic() >= self._drain_until
