@@ -1,0 +1,252 @@
+"""Settings of the SDK: argument beats `METERING_*` beats `OTEL_*` beats default.
+
+The only module of the SDK that reads the environment, and only when asked.
+"""
+
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Final, Literal
+from urllib.parse import urlsplit
+
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.util.re import parse_env_headers
+from opentelemetry.util.types import AttributeValue
+
+from otel_metering.contract.attributes import SERVICE_NAME
+from otel_metering.errors import ConfigurationError
+
+_log = logging.getLogger("otel_metering")
+
+_VARIABLES: Final[Mapping[str, tuple[str, ...]]] = {
+    "endpoint": ("METERING_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+    "api_key": ("METERING_API_KEY",),
+    "headers": ("METERING_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"),
+    "certificate_file": ("METERING_CERTIFICATE_FILE", "OTEL_EXPORTER_OTLP_CERTIFICATE"),
+    "compression": ("METERING_COMPRESSION", "OTEL_EXPORTER_OTLP_COMPRESSION"),
+    "timeout_seconds": ("METERING_TIMEOUT_SECONDS",),
+    "transport_mode": ("METERING_TRANSPORT_MODE",),
+    "spool_dir": ("METERING_SPOOL_DIR",),
+    "spool_max_bytes": ("METERING_SPOOL_MAX_BYTES",),
+    "durability": ("METERING_DURABILITY",),
+    "flush_interval_seconds": ("METERING_BATCH_INTERVAL_SECONDS",),
+    "batch_size": ("METERING_BATCH_SIZE",),
+    "max_series_per_meter": ("METERING_MAX_SERIES_PER_METER",),
+    "retry_max_attempts": ("METERING_RETRY_MAX_ATTEMPTS",),
+}
+"""Where a setting is looked for, best first. OTEL_EXPORTER_OTLP_TIMEOUT is not honoured: languages
+disagree whether it is seconds or milliseconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Checked settings.
+
+    Attributes:
+        service_name: The resource attribute `service.name`.
+        resource: All resource attributes except `service.instance.id`.
+        endpoint: OTLP/HTTP base URL; `/v1/metrics` and `/v1/logs` are added to it.
+        headers: Sent with every request; holds the API key.
+        certificate_file: CA certificates (PEM) for https; None: the system's.
+        compression: Of request bodies.
+        timeout_seconds: For connecting, and for each read and write.
+        spool_dir: Folder of all spools; each service has a folder in it, each process a file.
+        spool_max_bytes: Bound on what waits in this process's spool.
+        durability: "normal": a flush survives the process. "full": also a power failure.
+        flush_interval_seconds: Between two flushes: what a SIGKILL can cost.
+        batch_size: Points per request.
+        max_series_per_meter: Combinations of tenant and dimensions in memory; more lose dimensions.
+        retry_max_attempts: Attempts before a request is set aside; None: without end.
+        retry_initial_seconds: Pause after the first failed attempt; doubles with each.
+        retry_max_seconds: Longest pause, unless the receiver asks for a longer one.
+    """
+
+    service_name: str
+    resource: Mapping[str, AttributeValue]
+    endpoint: str
+    headers: Mapping[str, str] = field(repr=False)
+    certificate_file: str | None
+    compression: Literal["gzip", "none"]
+    timeout_seconds: float
+    spool_dir: Path
+    spool_max_bytes: int
+    durability: Literal["normal", "full"]
+    flush_interval_seconds: float
+    batch_size: int
+    max_series_per_meter: int
+    retry_max_attempts: int | None
+    retry_initial_seconds: float
+    retry_max_seconds: float
+
+
+def read_settings(**arguments: object) -> Settings:
+    """Complete `arguments` (None: not given) from the environment, and check all of it.
+
+    Raises:
+        ConfigurationError: Names the setting, what it holds, and what it may hold.
+    """
+    find = _Finder(arguments, os.environ)
+    find.choice("transport_mode", ("http",))
+    service_name = find.text("service_name")
+    given = {SERVICE_NAME: service_name} if service_name is not None else {}
+    # Reads OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES as every OpenTelemetry SDK does.
+    resource = Resource.create(given).attributes
+    return Settings(
+        service_name=str(resource[SERVICE_NAME]),
+        resource=dict(resource),
+        endpoint=_endpoint(find),
+        headers=_headers(find),
+        certificate_file=find.text("certificate_file"),
+        compression="gzip" if find.choice("compression", ("gzip", "none")) == "gzip" else "none",
+        timeout_seconds=find.number("timeout_seconds", 10.0),
+        spool_dir=_spool_dir(find),
+        spool_max_bytes=find.whole("spool_max_bytes", 2**30),
+        durability="full" if find.choice("durability", ("normal", "full")) == "full" else "normal",
+        flush_interval_seconds=find.number("flush_interval_seconds", 1.0),
+        batch_size=find.whole("batch_size", 2000),
+        max_series_per_meter=find.whole("max_series_per_meter", 50_000),
+        retry_max_attempts=find.whole("retry_max_attempts", 0) or None,
+        retry_initial_seconds=find.number("retry_initial_seconds", 0.5),
+        retry_max_seconds=find.number("retry_max_seconds", 30.0),
+    )
+
+
+def is_under_pytest() -> bool:
+    """Whether a test of pytest runs in this very process; a child's inherited variable is not enough."""
+    return "pytest" in sys.modules and "PYTEST_CURRENT_TEST" in os.environ
+
+
+class _Finder:
+    """Looks a setting up by name, and complains by the name under which it was found."""
+
+    def __init__(self, arguments: Mapping[str, object], environment: Mapping[str, str]) -> None:
+        self.arguments = arguments
+        self.environment = environment
+
+    def find(self, name: str) -> tuple[object, str]:
+        """The value, None if nobody gave one, and where it came from."""
+        if self.arguments.get(name) is not None:
+            return self.arguments[name], name
+        for variable in _VARIABLES.get(name, ()):
+            if self.environment.get(variable):
+                return self.environment[variable], variable
+        return None, name
+
+    def text(self, name: str) -> str | None:
+        value, source = self.find(name)
+        if value is None or (isinstance(value, str) and value):
+            return value
+        raise ConfigurationError(f"{source} is {value!r}; it must be text that is not empty")
+
+    def choice(self, name: str, choices: tuple[str, ...]) -> str:
+        """One of `choices`; the first is the default."""
+        value, source = self.find(name)
+        if value is None:
+            return choices[0]
+        if isinstance(value, str) and value in choices:
+            return value
+        raise ConfigurationError(f"{source} is {value!r}; it must be {' or '.join(choices)}")
+
+    def number(self, name: str, default: float) -> float:
+        value, source = self.find(name)
+        if value is None:
+            return default
+        try:
+            number = float(value) if isinstance(value, (str, int, float)) else 0.0
+        except ValueError:
+            number = 0.0
+        if isfinite(number) and number > 0:
+            return number
+        raise ConfigurationError(f"{source} is {value!r}; it must be a number of seconds above 0")
+
+    def whole(self, name: str, default: int) -> int:
+        value, source = self.find(name)
+        if value is None:
+            return default
+        try:
+            number = int(value) if isinstance(value, (str, int)) else 0
+        except ValueError:
+            number = 0
+        if number > 0:
+            return number
+        raise ConfigurationError(f"{source} is {value!r}; it must be a whole number above 0")
+
+
+def _endpoint(find: _Finder) -> str:
+    value, source = find.find("endpoint")
+    endpoint = "http://localhost:4318" if value is None else str(value)
+    try:
+        parts = urlsplit(endpoint)
+        is_usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_usable = False
+    if not is_usable:
+        raise ConfigurationError(
+            f"{source} is {value!r}; it must be a URL such as http://localhost:4318"
+        )
+    return endpoint.rstrip("/")
+
+
+def _headers(find: _Finder) -> dict[str, str]:
+    value, source = find.find("headers")
+    if isinstance(value, str):
+        value = parse_env_headers(value, liberal=True)
+    if value is not None and not isinstance(value, Mapping):
+        raise ConfigurationError(f"{source} must be a mapping of header names to values")
+    headers = {str(name).lower(): str(text) for name, text in (value or {}).items()}
+    api_key = find.text("api_key")
+    if api_key is not None:
+        headers["authorization"] = f"Bearer {api_key}"
+    for name, text in headers.items():
+        # Not in the message: what the header holds may be secret.
+        if not (name.isascii() and name.isprintable() and text.isascii() and text.isprintable()):
+            raise ConfigurationError(f"{source}: {name!r} must be printable ASCII")
+    return headers
+
+
+def _spool_dir(find: _Finder) -> Path:
+    value, source = find.find("spool_dir")
+    if value is None:
+        return _default_spool_dir(find.environment)
+    if isinstance(value, (str, os.PathLike)):
+        return Path(value).expanduser()
+    raise ConfigurationError(f"{source} is {value!r}; it must be a path")
+
+
+def _default_spool_dir(environment: Mapping[str, str]) -> Path:
+    state = Path(environment.get("XDG_STATE_HOME") or "~/.local/state") / "otel-metering" / "spool"
+    try:
+        folder = state.expanduser()
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    except (OSError, RuntimeError):  # RuntimeError: this user has no home
+        folder = state
+    temporary = Path(tempfile.gettempdir()) / f"otel-metering-{os.getuid()}"
+    _log.warning(
+        "%s cannot be written; usage waits in %s, which may not survive a restart of the machine: "
+        "set METERING_SPOOL_DIR",
+        folder,
+        temporary,
+        extra={"event": "spool_dir_fallback"},
+    )
+    _make_private(temporary)
+    return temporary
+
+
+def _make_private(folder: Path) -> None:
+    # Anyone may write into the temp dir: a folder that somebody else put there could be read by them.
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.lstat().st_uid == os.getuid():
+            return
+    except OSError as error:
+        raise ConfigurationError(
+            f"no folder for the spool can be made: {error}; set METERING_SPOOL_DIR"
+        ) from error
+    raise ConfigurationError(f"{folder} belongs to another user; set METERING_SPOOL_DIR")
