@@ -1,0 +1,269 @@
+"""Start, fork, exit: which pipeline is at work in this process.
+
+Cells belong to the process and outlive pipelines, so that replacing one loses nothing. A forked child
+drops everything it inherited, which is its parent's to send, and starts anew with its first usage.
+"""
+
+import atexit
+import multiprocessing.process
+import multiprocessing.util
+import os
+import random
+import threading
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Literal
+
+from otel_metering._cells import CellBook
+from otel_metering._config import Settings, read_settings
+from otel_metering._guard import Stats, guarded, problems
+from otel_metering._outbox import Outbox, gate
+from otel_metering._pipeline import Edges, Pipeline
+from otel_metering._record import sink
+from otel_metering.clock import SystemClock
+
+_STOP_SECONDS: Final = 0.5
+"""For each thread to end; one that waits for the network is left behind, its request stays on disk."""
+
+_LAST_CHANCE_SECONDS: Final = 1.0
+"""How long an ending process waits for a receiver that answers."""
+
+
+def _new_id() -> str:
+    return str(uuid.uuid4())  # noqa: TID251 -- where the ids come from that others take as an argument
+
+
+_EDGES: Final = Edges(clock=SystemClock(), new_id=_new_id, jitter=random.random)
+
+
+class _Process:
+    """What is at work in this process.
+
+    Attributes:
+        settings: Of the pipeline, and of a child's pipeline to come; None: not configured.
+        pipeline: None: not configured, or a child that has not recorded anything.
+    """
+
+    def __init__(self) -> None:
+        self.settings: Settings | None = None
+        self.pipeline: Pipeline | None = None
+        self.lock = threading.RLock()
+        self._book: CellBook | None = None
+        self._inherited: frozenset[Path] = frozenset()
+        self._has_hooks = False
+
+    def start(self, settings: Settings) -> None:
+        """Put a pipeline to work; the one before flushes and hands over its spools.
+
+        Raises:
+            ConfigurationError: `settings` cannot be used; the pipeline before goes on.
+        """
+        with self.lock:
+            book = self._book or self._new_book(settings)
+            pipeline = self._new_pipeline(settings, book)
+            pipeline.outbox.open()
+            predecessor, self.pipeline = self.pipeline, pipeline
+            self.settings, self._book = settings, book
+            book.max_series_per_meter = settings.max_series_per_meter
+            if predecessor is not None:
+                predecessor.stop(_STOP_SECONDS)
+                pipeline.outbox.inherit(predecessor.outbox)
+            self._hook()
+            pipeline.start()
+            sink.open(book)
+
+    def stop(self, timeout_seconds: float) -> bool:
+        """Deliver what can be delivered in time, and stop. True: all of it was acknowledged."""
+        with self.lock:
+            sink.close()
+            pipeline, self.pipeline, self.settings = self.pipeline, None, None
+            if pipeline is None:
+                return True
+            is_sent = _settle(pipeline, timeout_seconds)
+            pipeline.stop(_STOP_SECONDS)
+            pipeline.outbox.close()
+            return is_sent
+
+    def before_fork(self) -> None:
+        gate.close_for_fork()
+
+    def after_fork_in_parent(self) -> None:
+        gate.open_in_parent()
+
+    def after_fork_in_child(self) -> None:
+        """Drop all that belongs to the parent, with every lock that a thread left behind may hold."""
+        gate.open_in_child()
+        self.lock = threading.RLock()
+        problems.reset()
+        if self.pipeline is not None:
+            self._inherited |= self.pipeline.outbox.abandon()
+            self.pipeline = None
+        self._book = None
+        if self.settings is not None:
+            self._book = self._new_book(self.settings)
+            sink.open(self._book)
+
+    def after_multiprocessing_fork(self) -> None:
+        # Such a child ends by os._exit, after its finalizers but without atexit.
+        multiprocessing.util.Finalize(None, _at_exit, exitpriority=0)
+
+    def _new_book(self, settings: Settings) -> CellBook:
+        return CellBook(
+            max_series_per_meter=settings.max_series_per_meter, on_new_thread=self._on_new_thread
+        )
+
+    def _new_pipeline(self, settings: Settings, book: CellBook) -> Pipeline:
+        outbox = Outbox(
+            settings,
+            instance_id=_EDGES.new_id(),
+            new_token=_EDGES.new_id,
+            inherited=self._inherited,
+        )
+        return Pipeline(settings, book, outbox, _EDGES)
+
+    def _on_new_thread(self) -> None:
+        """In a child, the first usage starts the pipeline: most children only call exec."""
+        if self.pipeline is None:
+            with guarded(), self.lock:
+                self._start_in_child()
+
+    def _start_in_child(self) -> None:
+        if self.pipeline is None and self.settings is not None and self._book is not None:
+            self.pipeline = self._new_pipeline(self.settings, self._book)
+            self.pipeline.start()
+
+    def _hook(self) -> None:
+        if self._has_hooks:
+            return
+        self._has_hooks = True
+        atexit.register(_at_exit)
+        os.register_at_fork(
+            before=self.before_fork,
+            after_in_parent=self.after_fork_in_parent,
+            after_in_child=self.after_fork_in_child,
+        )
+        multiprocessing.util.register_after_fork(self, _Process.after_multiprocessing_fork)
+        if multiprocessing.process.parent_process() is not None:
+            self.after_multiprocessing_fork()
+
+
+_process = _Process()
+
+
+def configure(
+    *,
+    service_name: str | None = None,
+    endpoint: str | None = None,
+    api_key: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    spool_dir: str | os.PathLike[str] | None = None,
+    spool_max_bytes: int | None = None,
+    durability: Literal["normal", "full"] | None = None,
+    flush_interval_seconds: float | None = None,
+    batch_size: int | None = None,
+    max_series_per_meter: int | None = None,
+    timeout_seconds: float | None = None,
+    compression: Literal["gzip", "none"] | None = None,
+    certificate_file: str | None = None,
+    retry_max_attempts: int | None = None,
+    retry_initial_seconds: float | None = None,
+    retry_max_seconds: float | None = None,
+) -> None:
+    """Start counting, or go on with other settings.
+
+    An argument beats `METERING_*`, which beats the `OTEL_*` variable of the same meaning, which beats the
+    default. What was recorded under earlier settings is sent under the new ones.
+
+    Args:
+        service_name: `service.name` [OTEL_SERVICE_NAME].
+        endpoint: OTLP/HTTP base URL [METERING_ENDPOINT, OTEL_EXPORTER_OTLP_ENDPOINT; http://localhost:4318].
+        api_key: Sent as bearer token [METERING_API_KEY].
+        headers: Sent with each request [METERING_HEADERS, OTEL_EXPORTER_OTLP_HEADERS].
+        spool_dir: Folder where usage waits until it is acknowledged [METERING_SPOOL_DIR;
+            otel-metering/spool in XDG_STATE_HOME or ~/.local/state].
+        spool_max_bytes: Bound on what waits there for this process [METERING_SPOOL_MAX_BYTES; 1 GiB].
+        durability: "normal": flushed usage survives the end of the process, "full": a power failure too
+            [METERING_DURABILITY; normal].
+        flush_interval_seconds: From memory to disk [METERING_BATCH_INTERVAL_SECONDS; 1].
+        batch_size: Points in one request [METERING_BATCH_SIZE; 2000].
+        max_series_per_meter: Combinations of tenant and dimensions that are kept apart; more are counted
+            for their tenant, without dimensions [METERING_MAX_SERIES_PER_METER; 50000].
+        timeout_seconds: For connecting, each read and each write [METERING_TIMEOUT_SECONDS; 10].
+        compression: Of requests [METERING_COMPRESSION, OTEL_EXPORTER_OTLP_COMPRESSION; gzip].
+        certificate_file: CA certificates [METERING_CERTIFICATE_FILE, OTEL_EXPORTER_OTLP_CERTIFICATE;
+            the system's].
+        retry_max_attempts: Attempts before a request is set aside on disk [METERING_RETRY_MAX_ATTEMPTS;
+            without end].
+        retry_initial_seconds: Pause after a first failure; doubles with each [0.5].
+        retry_max_seconds: Longest pause [30].
+
+    Raises:
+        ConfigurationError: A setting is wrong; the message names it. Earlier settings stay in force.
+    """
+    arguments = dict(locals())
+    _process.start(read_settings(**arguments))
+
+
+def flush(timeout_seconds: float = 10.0, *, send: bool = False) -> bool:
+    """Write all usage recorded so far to disk; it survives this process from then on.
+
+    Args:
+        timeout_seconds: How long to wait for the receiver.
+        send: Also wait until the receiver acknowledged everything that waits in this process's spools.
+
+    Returns:
+        Whether it is on disk and, with `send`, acknowledged. True if there is nothing to do.
+    """
+    pipeline = _process.pipeline
+    if pipeline is None:
+        return True
+    is_flushed = pipeline.flush()
+    if not send:
+        return is_flushed
+    return pipeline.sender.wait_until_sent(timeout_seconds, even_if_failing=True) and is_flushed
+
+
+def shutdown(timeout_seconds: float = _LAST_CHANCE_SECONDS) -> bool:
+    """Flush, give the receiver a short chance, and stop. Usage recorded afterwards is not counted.
+
+    What is not acknowledged by then stays on disk, and is sent by the next process of this service.
+
+    Args:
+        timeout_seconds: How long to wait for a receiver that answers. One that fails is not waited for.
+
+    Returns:
+        Whether everything was acknowledged.
+    """
+    return _process.stop(timeout_seconds)
+
+
+def settle() -> None:
+    """Flush, and give the receiver a short chance: this process may be killed next."""
+    pipeline = _process.pipeline
+    if pipeline is not None:
+        _settle(pipeline, _LAST_CHANCE_SECONDS)
+
+
+def stats() -> Stats:
+    """Return what was counted in this process beside usage; all zero is good, except `sent_requests`."""
+    pipeline = _process.pipeline
+    counts = problems.counts()
+    if pipeline is None:
+        return Stats(**counts)
+    return Stats(
+        **counts,
+        sent_requests=pipeline.sender.sent_count,
+        pending_requests=pipeline.outbox.pending_requests,
+        pending_bytes=pipeline.outbox.pending_bytes,
+    )
+
+
+def _settle(pipeline: Pipeline, timeout_seconds: float) -> bool:
+    is_flushed = pipeline.flush()
+    return pipeline.sender.wait_until_sent(timeout_seconds, even_if_failing=False) and is_flushed
+
+
+def _at_exit() -> None:
+    with guarded():
+        _process.stop(_LAST_CHANCE_SECONDS)
