@@ -89,9 +89,10 @@ def parse_instant(text: str) -> int:
     date, time, fraction, offset = match.groups()
     try:
         moment = datetime.fromisoformat(f"{date}T{time}{offset.upper()}")
-        seconds = (moment - _EPOCH) // timedelta(seconds=1)
+        since = moment - _EPOCH
     except (ValueError, OverflowError) as error:
         raise InvalidUsageError(f"timestamp {text!r} does not exist: {error}") from None
+    seconds = since.days * 86_400 + since.seconds
     return _checked(seconds * SECOND_NS + int((fraction or "0").ljust(9, "0")), text)
 
 

@@ -64,7 +64,8 @@ _KINDS: Final[Mapping[type[MeteringError], _Kind]] = {
     UnavailableError: _Kind(
         503, "unavailable", "Send the same request again", {"Retry-After": "1"}
     ),
-    MeteringError: _Kind(500, "internal", "We failed"),
+    # Starlette raises the error again for the server to log, which then drops the connection.
+    MeteringError: _Kind(500, "internal", "We failed", {"Connection": "close"}),
 }
 """The status table. An error is what its nearest class in here says."""
 
