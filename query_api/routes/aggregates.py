@@ -94,11 +94,12 @@ def _row(request: AggregateRequest, row: Sequence[Any]) -> dict[str, object]:
 
 def _value(aggregation: Aggregation, values: Sequence[Any]) -> str:
     if aggregation is Aggregation.AVG:
-        return decimal_text(_mean(Decimal(values[0]), int(values[1])))
+        return decimal_text(mean(Decimal(values[0]), int(values[1])))
     return decimal_text(Decimal(values[0]))
 
 
-def _mean(total: Decimal, count: int) -> Decimal:
+def mean(total: Decimal, count: int) -> Decimal:
+    """`total / count`, rounded half to even at nine decimal places."""
     # Twice as many digits as a sum may have: the second rounding then cannot change the result.
     context = Context(prec=80, rounding=ROUND_HALF_EVEN)
     return context.divide(total, Decimal(count)).quantize(_NANO, context=context)

@@ -1,0 +1,101 @@
+"""Requests become SQL in which nothing of the request stands as text."""
+
+import re
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from otel_metering.contract.meter import Aggregation, MeterDefinition
+from otel_metering.errors import InvalidUsageError
+from query_api import queries
+from query_api.periods import MAX_NS, Range, Window
+from query_api.queries import AggregateRequest, EventsRequest, Statement, check_dimensions
+from query_api.routes.aggregates import mean
+
+MARK = "zz'; DROP TABLE x --"
+METER = MeterDefinition(slug=MARK)
+
+ranges = st.lists(st.integers(0, MAX_NS - 1), min_size=2, max_size=2, unique=True).map(
+    lambda edges: Range(*sorted(edges))
+)
+aggregates = st.builds(
+    AggregateRequest,
+    meter=st.just(METER),
+    aggregation=st.sampled_from(Aggregation),
+    window=st.sampled_from(Window),
+    range=ranges,
+    tenant_id=st.sampled_from([None, MARK]),
+    group_by=st.sampled_from([(), ("tenant_id",), (MARK, "tenant_id"), (MARK, MARK + "2")]),
+    filters=st.sampled_from([{}, {MARK: [MARK]}, {MARK: [MARK, "a"], "b": []}]),
+)
+listings = st.builds(
+    EventsRequest,
+    range=ranges,
+    limit=st.integers(1, 1001),
+    tenant_id=st.sampled_from([None, MARK]),
+    meter=st.sampled_from([None, MARK]),
+    event_id=st.sampled_from([None, MARK]),
+    filters=st.sampled_from([{}, {MARK: [MARK]}]),
+    after=st.sampled_from([None, (5, MARK)]),
+)
+
+
+def check(statement: Statement) -> None:
+    assert MARK not in statement.sql
+    placeholders = set(re.findall(r"\{(\w+):", statement.sql))
+    assert placeholders == statement.parameters.keys()
+    assert " LIMIT " in statement.sql
+
+
+@given(aggregates)
+def test_every_value_of_an_aggregation_is_bound(request: AggregateRequest) -> None:
+    check(queries.aggregate(request))
+
+
+@given(listings)
+def test_every_value_of_a_listing_is_bound(request: EventsRequest) -> None:
+    check(queries.events(request))
+
+
+@given(ranges, st.sampled_from([None, MARK]))
+def test_every_value_of_the_list_of_meters_is_bound(within: Range, tenant_id: str | None) -> None:
+    check(queries.meters(within, tenant_id))
+
+
+def test_every_aggregation_has_a_statement() -> None:
+    for aggregation in Aggregation:
+        request = AggregateRequest(
+            meter=METER, aggregation=aggregation, window=Window.DAY, range=Range(0, MAX_NS - 1)
+        )
+        assert queries.aggregate(request).sql
+
+
+def test_a_meter_that_takes_every_attribute_has_every_dimension() -> None:
+    check_dimensions(MeterDefinition(slug="open"), ["whatever"])
+
+
+def test_a_dimension_that_a_meter_has_not_is_refused() -> None:
+    meter = MeterDefinition(slug="closed", group_by=("plan", "region"))
+
+    check_dimensions(meter, ["region"])
+    with pytest.raises(InvalidUsageError, match=r"'color'; its dimensions: plan, region; add it"):
+        check_dimensions(meter, ["region", "color"])
+
+
+@pytest.mark.parametrize(
+    ("total", "count", "expected"),
+    [
+        ("1", 3, "0.333333333"),
+        ("2", 3, "0.666666667"),
+        ("-2", 3, "-0.666666667"),
+        ("0.000000001", 2, "0"),
+        ("0.000000003", 2, "0.000000002"),
+        ("99999999999999999999999999999.999999999", 1, "99999999999999999999999999999.999999999"),
+    ],
+)
+def test_a_mean_is_rounded_half_to_even_at_nine_places(
+    total: str, count: int, expected: str
+) -> None:
+    assert mean(Decimal(total), count) == Decimal(expected)
