@@ -1,0 +1,158 @@
+"""`otel-metering up` as a process of its own, as a user runs it."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from tests.waiting import eventually
+
+KEY = "otm_root_" + "0123456789abcdef" * 4
+COMMAND = Path(sys.executable).with_name("otel-metering")
+REPOSITORY = Path(__file__).parents[2]
+
+
+class Up:
+    """One data directory, and the process that has it, if it runs."""
+
+    def __init__(self, data_dir: Path, *arguments: str) -> None:
+        self.data_dir = data_dir
+        self.grpc, self.http, self.api = (f"127.0.0.1:{port}" for port in free_ports(3))
+        self._arguments = arguments
+        self._process: subprocess.Popen[str] | None = None
+        self.printed: list[str] = []
+
+    def start(self) -> None:
+        """Start it, and wait until it is ready."""
+        ready = threading.Event()
+        self._process = subprocess.Popen(
+            [
+                COMMAND,
+                "up",
+                f"--data-dir={self.data_dir}",
+                f"--otlp-grpc-port={self.grpc.partition(':')[2]}",
+                f"--otlp-http-port={self.http.partition(':')[2]}",
+                f"--api-port={self.api.partition(':')[2]}",
+                f"--meters={REPOSITORY / 'meters.yaml'}",
+                *self._arguments,
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "METERING_ADMIN_KEY": KEY},
+        )
+        threading.Thread(target=self._read, args=(self._process, ready), daemon=True).start()
+        assert ready.wait(60), "not ready after a minute:\n" + "".join(self.printed)
+        assert self._process.poll() is None, "".join(self.printed)
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> int:
+        """Ask it to end; returns its exit status."""
+        return self._end(signal.SIGTERM)
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def get(self, path: str, **parameters: Any) -> Any:
+        """The JSON of a GET to the query API."""
+        query = urllib.parse.urlencode(parameters, doseq=True)
+        request = urllib.request.Request(
+            f"http://{self.api}{path}?{query}", headers={"authorization": f"Bearer {KEY}"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return json.load(response)
+
+    def post(self, path: str, body: object, key: str = KEY) -> tuple[int, Any]:
+        """Status and JSON of a POST to the query API."""
+        request = urllib.request.Request(
+            f"http://{self.api}{path}",
+            data=json.dumps(body).encode(),
+            headers={"authorization": f"Bearer {key}", "content-type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return response.status, json.load(response)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    def totals(self, meters: Sequence[str], window: str) -> dict[tuple[str, str, str], Decimal]:
+        """What the query API says: (tenant, meter, begin of the window) -> sum."""
+        found = {}
+        for meter in meters:
+            answer = self.get(
+                "/v1/meter/aggregates",
+                meter=meter,
+                window=window,
+                group_by="tenant_id",
+                **{"from": "2020-01-01T00:00:00Z", "to": "2030-01-01T00:00:00Z"},
+            )
+            for row in answer["data"]:
+                found[row["tenant_id"], meter, row["window_start"]] = Decimal(row["value"])
+        return found
+
+    def eventually_totals(
+        self, expected: dict[tuple[str, str, str], Decimal], window: str, seconds: float = 20
+    ) -> None:
+        """Wait until the query API says `expected`; fails when it does not."""
+        meters = sorted({meter for _, meter, _ in expected})
+        eventually(
+            lambda: self.totals(meters, window), lambda found: found == expected, seconds=seconds
+        )
+
+    def eventually_totals_of(
+        self, tenant: str, expected: Mapping[tuple[str, str, str], Decimal | int]
+    ) -> None:
+        """Wait until the minutes of one tenant are `expected`; fails when they are not."""
+        meters = sorted({meter for _, meter, _ in expected})
+
+        def found() -> dict[tuple[str, str, str], Decimal]:
+            every = self.totals(meters, "minute")
+            return {key: value for key, value in every.items() if key[0] == tenant}
+
+        eventually(found, lambda answer: answer == expected)
+
+    def _read(self, process: "subprocess.Popen[str]", ready: threading.Event) -> None:
+        assert process.stdout is not None
+        with process.stdout as lines:
+            for line in lines:
+                self.printed.append(line)
+                if line.startswith("ready"):
+                    ready.set()
+        ready.set()
+
+    def _end(self, number: int) -> int:
+        assert self._process is not None
+        self._process.send_signal(number)
+        return self._process.wait(60)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody has, outside of the range that outgoing connections get."""
+    taken: list[socket.socket] = []
+    try:
+        while len(taken) < count:
+            one = socket.socket()
+            try:
+                one.bind(("127.0.0.1", random.randrange(20_000, 32_000)))
+                taken.append(one)
+            except OSError:
+                one.close()
+        return [one.getsockname()[1] for one in taken]
+    finally:
+        for one in taken:
+            one.close()
