@@ -1,0 +1,104 @@
+"""gRPC -> visible in `usage_minute`: generator, receiver and engine together on one machine."""
+
+import json
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass
+from typing import Any
+
+from bench.load import Shape
+
+POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Run:
+    """One measurement."""
+
+    points: int
+    acknowledged_seconds: float
+    visible_seconds: float
+    generator_cpu_seconds: float
+    cpu_seconds: dict[str, float]
+
+
+def run(shape: Shape, points: int) -> Run:
+    """Send `points` and wait until every one is in `usage_minute`."""
+    key = f"otm_bench_{secrets.token_hex(32)}"
+    with tempfile.TemporaryDirectory() as folder:
+        server = _start("bench.server", folder, key)
+        try:
+            addresses = json.loads(_line(server))
+            load = _start(
+                "bench.load",
+                addresses["grpc"],
+                key,
+                str(shape.points_per_request),
+                str(shape.in_flight),
+                str(points),
+            )
+            assert _line(load).strip() == "prepared"
+            before = _ask(server)
+            began = time.perf_counter()
+            _tell(load)
+            seconds, generator_cpu = (float(word) for word in _line(load).split())
+            while _visible(addresses["api"], key) != points:
+                assert time.perf_counter() - began < 300, "not visible after five minutes"
+                time.sleep(POLL_SECONDS)
+            visible = time.perf_counter() - began
+            after = _ask(server)
+            load.wait()
+        finally:
+            server.terminate()
+            server.wait()
+    used = {name: after[name] - before.get(name, 0.0) for name in after}
+    return Run(points, seconds, visible, generator_cpu, used)
+
+
+def _start(module: str, *arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _line(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def _tell(process: "subprocess.Popen[str]") -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def _ask(process: "subprocess.Popen[str]") -> dict[str, float]:
+    _tell(process)
+    answer: dict[str, float] = json.loads(_line(process))
+    return answer
+
+
+def _visible(api: str, key: str) -> int:
+    query = urllib.parse.urlencode(
+        {
+            "meter": "api.calls",
+            "aggregation": "count",
+            "window": "minute",
+            "from": "2026-09-01T00:00:00Z",
+            "to": "2026-10-01T00:00:00Z",
+        }
+    )
+    request = urllib.request.Request(
+        f"{api}/v1/meter/aggregates?{query}", headers={"authorization": f"Bearer {key}"}
+    )
+    with urllib.request.urlopen(request) as response:
+        answer: dict[str, Any] = json.load(response)
+    return sum(int(row["value"]) for row in answer["data"])
