@@ -1,0 +1,1 @@
+"""Adapters that tell otel-metering whose request it is."""
