@@ -89,15 +89,13 @@ class Shard:
 
 
 class Local(threading.local):
-    """Gives each thread its shard at its first touch.
+    """The calling thread's shard; there is none before the thread's first usage.
 
     Attributes:
-        shard: Of the calling thread. Nothing else holds it strongly.
+        shard: Nothing else holds it strongly.
     """
 
-    def __init__(self, register: Callable[[Shard], None]) -> None:
-        self.shard = Shard()
-        register(self.shard)
+    shard: Shard
 
 
 class _Ledger:
@@ -148,7 +146,7 @@ class CellBook:
         self._series: dict[str, set[Series]] = {}
         self._events: deque[Event] = deque()
         self._tidied = 0
-        self.local = Local(self._register)
+        self.local = Local()
 
     def cell(self, meter: str, tenant: str | None, attributes: Mapping[str, object] | None) -> Cell:
         """The calling thread's cell for this usage, made if there is none.
@@ -156,7 +154,7 @@ class CellBook:
         Raises:
             InvalidUsageError: `meter` or `tenant` is not a valid name.
         """
-        cells = self.local.shard.cells
+        cells = self._shard().cells
         series = series_of(meter, tenant, attributes)
         key, types = _fast_key(meter, tenant, attributes)
         found = cells.get(key) if key is not None else None
@@ -181,6 +179,7 @@ class CellBook:
             raise InvalidUsageError(
                 f"event_id must be text of 1 to {MAX_EVENT_ID_LENGTH} characters"
             )
+        self._shard()  # so that a child's first usage starts its pipeline
         if len(self._events) >= MAX_WAITING_EVENTS:
             raise InvalidUsageError(
                 f"{MAX_WAITING_EVENTS} events wait in memory because the spool takes none; "
@@ -224,9 +223,14 @@ class CellBook:
             for ledger in self._ledgers:
                 _evict_idle(ledger)
 
-    def _register(self, shard: Shard) -> None:
-        self._ledgers.append(_Ledger(shard))
-        self._on_new_thread()
+    def _shard(self) -> Shard:
+        try:
+            return self.local.shard
+        except AttributeError:
+            shard = self.local.shard = Shard()
+            self._ledgers.append(_Ledger(shard))
+            self._on_new_thread()
+            return shard
 
     def _has_room_for(self, series: Series) -> bool:
         known = self._series.setdefault(series.meter, set())

@@ -62,6 +62,7 @@ class Sender:
         self._failures = 0
         self._not_before = 0.0
         self._adopt_at = 0.0
+        self._has_adopted_once = False
         self._is_stopping = False
         self._wake = threading.Event()
         self._changed = threading.Condition()
@@ -106,7 +107,11 @@ class Sender:
             self._thread.join(timeout_seconds)
 
     def _is_settled(self, target: int) -> bool:
-        return self._outbox.settled_count >= target and not self._outbox.has_adopted
+        return (
+            self._outbox.settled_count >= target
+            and self._has_adopted_once
+            and not self._outbox.has_adopted
+        )
 
     def _run(self) -> None:
         while not self._is_stopping:
@@ -131,6 +136,7 @@ class Sender:
             if now >= self._adopt_at:
                 self._adopt_at = now + _ADOPTION_SECONDS
                 self._outbox.adopt_orphans()
+                self._has_adopted_once = True
             parcel = self._outbox.take()
             if parcel is None:
                 return max(self._adopt_at - now, 0.001)
