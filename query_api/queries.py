@@ -205,7 +205,8 @@ def aggregate(request: AggregateRequest) -> Statement:
     groups = [f"group{i}" for i in range(len(request.group_by))]
     keys = ", ".join(["bucket", *groups])
     parts = " UNION ALL ".join(
-        _aggregate_piece(request, recipe, i, piece) for i, piece in enumerate(request.pieces)
+        _aggregate_part(request, recipe, grain, times)
+        for grain, times in _times(request.pieces).items()
     )
     selected = ", ".join(
         [
@@ -232,13 +233,13 @@ def meters(within: Range, tenant_id: str | None) -> Statement:
         " ".join(
             [
                 "SELECT source.meter AS meter,",
-                (_COUNT.raw if piece.grain is Grain.EVENT else _COUNT.rollup)[0],
-                f"AS state0 FROM {_TABLES[piece.grain]} AS source WHERE",
-                " AND ".join([*_tenant_condition(tenant_id), _time_condition(i, piece)]),
+                (_COUNT.raw if grain is Grain.EVENT else _COUNT.rollup)[0],
+                f"AS state0 FROM {_TABLES[grain]} AS source WHERE",
+                " AND ".join([*_tenant_condition(tenant_id), times]),
                 "GROUP BY source.meter",
             ]
         )
-        for i, piece in enumerate(pieces)
+        for grain, times in _times(pieces).items()
     )
     return Statement(
         f"SELECT parts.meter AS meter, sum(parts.state0) FROM ({parts}) AS parts "  # noqa: S608 - constants
@@ -289,25 +290,24 @@ def events(request: EventsRequest) -> Statement:
     )
 
 
-def _aggregate_piece(request: AggregateRequest, recipe: _Recipe, index: int, piece: Piece) -> str:
-    is_raw = piece.grain is Grain.EVENT
+def _aggregate_part(request: AggregateRequest, recipe: _Recipe, grain: Grain, times: str) -> str:
     names = ", ".join(["bucket", *(f"group{i}" for i in range(len(request.group_by)))])
-    states = recipe.raw if is_raw else recipe.rollup
+    states = recipe.raw if grain is Grain.EVENT else recipe.rollup
     columns = [
-        f"{_bucket(request.window, piece.grain)} AS bucket",
+        f"{_bucket(request.window, grain)} AS bucket",
         *(f"{_group(name, i)} AS group{i}" for i, name in enumerate(request.group_by)),
         *(f"{state} AS state{i}" for i, state in enumerate(states)),
     ]
     conditions = [
         *_tenant_condition(request.tenant_id),
         "source.meter = {meter:String}",
-        _time_condition(index, piece),
+        times,
         *_filter_conditions("source.dimensions", request.filters),
     ]
     return " ".join(
         [
             f"SELECT {', '.join(columns)}",
-            f"FROM {_TABLES[piece.grain]} AS source",
+            f"FROM {_TABLES[grain]} AS source",
             f"WHERE {' AND '.join(conditions)}",
             f"GROUP BY {names}",
         ]
@@ -327,20 +327,25 @@ def _group(name: str, index: int) -> str:
     return f"source.dimensions[{{group{index}_name:String}}]"
 
 
-def _time_condition(index: int, piece: Piece) -> str:
-    if piece.grain is Grain.EVENT:
-        column, start, end = (
-            "source.timestamp",
-            f"fromUnixTimestamp64Nano({{start{index}:Int64}}, 'UTC')",
-            f"fromUnixTimestamp64Nano({{end{index}:Int64}}, 'UTC')",
+def _times(pieces: Sequence[Piece]) -> dict[Grain, str]:
+    """The condition on time of each table: a table is read once, for both edges of a range."""
+    found: dict[Grain, list[str]] = {}
+    for i, piece in enumerate(pieces):
+        found.setdefault(piece.grain, []).append(_time_condition(i, piece.grain))
+    return {grain: f"({' OR '.join(conditions)})" for grain, conditions in found.items()}
+
+
+def _time_condition(index: int, grain: Grain) -> str:
+    start, end = f"start{index}", f"end{index}"
+    if grain is Grain.EVENT:
+        return (
+            f"(source.timestamp >= fromUnixTimestamp64Nano({{{start}:Int64}}, 'UTC') "
+            f"AND source.timestamp < fromUnixTimestamp64Nano({{{end}:Int64}}, 'UTC'))"
         )
-    else:
-        column, start, end = (
-            "source.window_start",
-            f"toDateTime({{start{index}:UInt32}}, 'UTC')",
-            f"toDateTime({{end{index}:UInt32}}, 'UTC')",
-        )
-    return f"{column} >= {start} AND {column} < {end}"
+    return (
+        f"(source.window_start >= toDateTime({{{start}:UInt32}}, 'UTC') "
+        f"AND source.window_start < toDateTime({{{end}:UInt32}}, 'UTC'))"
+    )
 
 
 def _time_parameters(pieces: Sequence[Piece]) -> dict[str, object]:
