@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -34,14 +34,14 @@ def _up(
 
     Each option is also a setting, METERING_DATA_DIR and so on; a port of 0 is any free one.
     """
-    given = {
+    given: dict[str, Any] = {
         "data_dir": data_dir,
         "otlp_host": host,
         "otlp_grpc_port": otlp_grpc_port,
         "otlp_http_port": otlp_http_port,
         "meters_file": meters,
     }
-    given_api = {"api_host": host, "api_port": api_port}
+    given_api: dict[str, Any] = {"api_host": host, "api_port": api_port}
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})
         api_settings = config.Settings(

@@ -516,6 +516,6 @@ def _quantity(definition: MeterDefinition, attributes: Mapping[bytes, bytes]) ->
     number = values.number_of(value)
     try:
         # A double counts as what people see of it: 0.1 is 0.1.
-        return check_quantity(Decimal(repr(number) if isinstance(number, float) else number or 0))
+        return check_quantity(Decimal(repr(number) if isinstance(number, float) else number))  # type: ignore[arg-type]  # None is caught
     except (InvalidOperation, TypeError):
         raise InvalidUsageError(f"{name} is {values.text_of(value)[:64]!r}, not a number") from None

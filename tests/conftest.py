@@ -1,6 +1,11 @@
 """Options of the suite."""
 
+import hypothesis
 import pytest
+
+# Time says more about the machine than about the code.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

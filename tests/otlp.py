@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 
+import grpc
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
@@ -104,7 +105,7 @@ def spans_request(
             trace_id=number.to_bytes(16, "big"),
             span_id=number.to_bytes(8, "big"),
             name=name,
-            kind=kind,  # type: ignore[arg-type]  # any number
+            kind=kind,
             start_time_unix_nano=end_ns - int(seconds * 1e9),
             end_time_unix_nano=end_ns,
             attributes=key_values(attributes),
@@ -146,3 +147,29 @@ def post(
         return response.status, response.read(), answered
     finally:
         connection.close()
+
+
+GRPC_METRICS = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
+
+
+def call(
+    address: str,
+    body: bytes,
+    key: str | None,
+    *,
+    method: str = GRPC_METRICS,
+    compression: grpc.Compression = grpc.Compression.NoCompression,
+    timeout: float = 20,
+) -> bytes:
+    """One gRPC call; raises grpc.RpcError."""
+    metadata = (("authorization", f"Bearer {key}"),) if key else ()
+    with grpc.insecure_channel(address, compression=compression) as channel:
+        export: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+            method, request_serializer=None, response_deserializer=None
+        )
+        return export(body, timeout=timeout, metadata=metadata)
+
+
+def trailers_of(error: grpc.RpcError) -> dict[str, str | bytes]:
+    """The trailing metadata of a failed call."""
+    return {item.key: item.value for item in error.trailing_metadata() or ()}

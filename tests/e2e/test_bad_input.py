@@ -10,6 +10,7 @@ import http.client
 import json
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import pytest
@@ -22,14 +23,23 @@ from receiver.errors import MalformedPayloadError
 from receiver.otlp.items import decode_logs, decode_spans
 from receiver.otlp.metrics import decode_metrics
 from tests.e2e.up import KEY, Up
-from tests.otlp import PROTOBUF, Point, logs_request, metrics_request, post, spans_request
+from tests.otlp import (
+    GRPC_METRICS,
+    PROTOBUF,
+    Point,
+    call,
+    logs_request,
+    metrics_request,
+    post,
+    spans_request,
+    trailers_of,
+)
 
 LIMIT = 4 * 2**20
 """METERING_MAX_REQUEST_BYTES of this module's server."""
 
 PATHS = {"/v1/metrics": decode_metrics, "/v1/traces": decode_spans, "/v1/logs": decode_logs}
 INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNIMPLEMENTED, UNAUTHENTICATED = 3, 8, 12, 16
-METRICS = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
 
 NOBODY = "##########"
 """No tenant id, also after some of its bytes were flipped."""
@@ -246,13 +256,11 @@ def test_usage_for_a_tenant_that_the_key_is_not_bound_to_is_set_aside(up: Up) ->
     assert b"tenant_not_allowed" in answer
 
 
-def call(up: Up, method: str, body: bytes, key: str | None = KEY) -> grpc.RpcError | bytes:
-    with grpc.insecure_channel(up.grpc) as channel:
-        metadata = [("authorization", f"Bearer {key}")] if key else []
-        try:
-            return channel.unary_unary(method)(body, timeout=20, metadata=metadata)
-        except grpc.RpcError as error:
-            return error
+def grpc_answer(up: Up, body: bytes, **how: Any) -> grpc.RpcError | bytes:
+    try:
+        return call(up.grpc, body, how.pop("key", KEY), **how)
+    except grpc.RpcError as error:
+        return error
 
 
 @settings(
@@ -260,7 +268,7 @@ def call(up: Up, method: str, body: bytes, key: str | None = KEY) -> grpc.RpcErr
 )
 @given(body=st.binary(min_size=1, max_size=200))
 def test_grpc_random_bytes_are_invalid_argument_or_hold_no_usage(up: Up, body: bytes) -> None:
-    answer = call(up, METRICS, body)
+    answer = grpc_answer(up, body)
 
     if isinstance(answer, grpc.RpcError):
         assert answer.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -270,23 +278,22 @@ def test_grpc_random_bytes_are_invalid_argument_or_hold_no_usage(up: Up, body: b
 
 def test_grpc_refusals(up: Up) -> None:
     expected = {
-        grpc.StatusCode.UNAUTHENTICATED: call(up, METRICS, GOOD_BODY, key=None),
-        grpc.StatusCode.UNIMPLEMENTED: call(up, METRICS.replace("Export", "Import"), GOOD_BODY),
-        grpc.StatusCode.RESOURCE_EXHAUSTED: call(up, METRICS, bytes(LIMIT + 1)),
+        grpc.StatusCode.UNAUTHENTICATED: grpc_answer(up, GOOD_BODY, key=None),
+        grpc.StatusCode.UNIMPLEMENTED: grpc_answer(
+            up, GOOD_BODY, method=GRPC_METRICS.replace("Export", "Import")
+        ),
+        grpc.StatusCode.RESOURCE_EXHAUSTED: grpc_answer(up, bytes(LIMIT + 1)),
     }
 
     for code, answer in expected.items():
         assert isinstance(answer, grpc.RpcError)
         assert answer.code() is code
-        trailers = dict(answer.trailing_metadata() or ())
-        assert "google.rpc.retryinfo-bin" not in trailers, "a client would send it again"
+        assert "google.rpc.retryinfo-bin" not in trailers_of(answer), "a client would send it again"
 
 
 def test_grpc_a_compressed_bomb_is_refused(up: Up) -> None:
-    with grpc.insecure_channel(up.grpc, compression=grpc.Compression.Gzip) as channel:
-        metadata = [("authorization", f"Bearer {KEY}")]
-        with pytest.raises(grpc.RpcError) as caught:
-            channel.unary_unary(METRICS)(bytes(64 * LIMIT), timeout=20, metadata=metadata)
+    with pytest.raises(grpc.RpcError) as caught:
+        call(up.grpc, bytes(64 * LIMIT), KEY, compression=grpc.Compression.Gzip)
 
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
@@ -299,13 +306,13 @@ def test_a_full_spool_is_retryable_at_once(tmp_path_factory: pytest.TempPathFact
     monkeypatch.undo()
 
     status, body, headers = post(full.http, "/v1/metrics", GOOD_BODY, KEY)
-    answer = call(full, METRICS, GOOD_BODY)
+    answer = grpc_answer(full, GOOD_BODY)
 
     assert (status, Status.FromString(body).code) == (503, 14)
     assert headers["retry-after"] == "1"
     assert isinstance(answer, grpc.RpcError)
     assert answer.code() is grpc.StatusCode.UNAVAILABLE
-    retry = dict(answer.trailing_metadata() or ())["google.rpc.retryinfo-bin"]
+    retry = trailers_of(answer)["google.rpc.retryinfo-bin"]
     assert isinstance(retry, bytes)
     assert RetryInfo.FromString(retry).retry_delay.seconds == 1
     assert full.stop() == 0

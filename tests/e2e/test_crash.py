@@ -12,11 +12,10 @@ import pytest
 
 from tests.e2e.up import KEY, Up
 from tests.oracle import FORMATS, Usage, totals
-from tests.otlp import Point, logs_request, metrics_request, post, spans_request
+from tests.otlp import Point, Value, call, logs_request, metrics_request, post, spans_request
 
 SENDERS = 4
 SECOND = 10**9
-EXPORT = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
 
 
 class Sender:
@@ -73,7 +72,7 @@ class Sender:
     def _logs(self) -> tuple[str, bytes]:
         self._number += 1
         at_ns = 1_780_000_000 * SECOND + self._number * SECOND
-        record = {
+        record: dict[str, Value] = {
             "tenant.id": "tenant_2",
             "metering.event.id": f"{self._name}-{self._number}",
             "metering.quantity": self._number,
@@ -99,13 +98,11 @@ class Sender:
         return status == 200
 
     def _is_acknowledged_by_grpc(self, body: bytes) -> bool:
-        with grpc.insecure_channel(self._up.grpc) as channel:
-            metadata = [("authorization", f"Bearer {KEY}")]
-            try:
-                channel.unary_unary(EXPORT)(body, timeout=10, metadata=metadata)
-            except grpc.RpcError as error:
-                self.answers.add(error.code())
-                return False
+        try:
+            call(self._up.grpc, body, KEY, timeout=10)
+        except grpc.RpcError as error:
+            self.answers.add(error.code())
+            return False
         return True
 
 

@@ -8,7 +8,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 
 from tests.e2e.up import KEY, Up
 from tests.oracle import totals
-from tests.otlp import Point, logs_request, metrics_request, post, spans_request
+from tests.otlp import Point, Value, logs_request, metrics_request, post, spans_request
 
 SECOND = 10**9
 
@@ -111,9 +111,14 @@ def test_points_that_differ_only_in_value_start_or_time_all_count(up: Up) -> Non
 
 
 def test_an_explicit_id_counts_once_whatever_its_time_and_quantity(up: Up) -> None:
-    event = {"tenant.id": "explicit.id", "metering.event.id": "order-1", "metering.quantity": 3}
+    event: dict[str, Value] = {
+        "tenant.id": "explicit.id",
+        "metering.event.id": "order-1",
+        "metering.quantity": 3,
+    }
 
-    for changed in ({}, {"metering.quantity": 4}, {"note": "again"}):
+    changes: list[dict[str, Value]] = [{}, {"metering.quantity": 4}, {"note": "again"}]
+    for changed in changes:
         body = logs_request([event | changed], event_name="orders").SerializeToString()
         assert post(up.http, "/v1/logs", body, KEY)[0] == 200
     status, answer = up.post(

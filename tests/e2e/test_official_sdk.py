@@ -41,7 +41,7 @@ from tests.e2e.up import KEY, Up
 from tests.oracle import FORMATS, Usage, totals
 from tests.waiting import eventually
 
-DELTA = {Counter: AggregationTemporality.DELTA}
+DELTA: dict[type, AggregationTemporality] = {Counter: AggregationTemporality.DELTA}
 HEADERS = {"authorization": f"Bearer {KEY}"}
 DAY = 24 * 3600 * 10**9
 SPRING = 1_772_000_000 * 10**9
