@@ -231,8 +231,8 @@ class Outbox:
 
     def _delete_if_done(self, spool: Spool) -> None:
         if spool in self._adopted and spool.entry_count == 0:
-            self._adopted.remove(spool)
             _delete(spool)
+            self._adopted.remove(spool)
 
     def _take_over(self, spool: Spool) -> None:
         if spool.entry_count == 0:
