@@ -1,0 +1,152 @@
+"""Requests are acknowledged when they are durable; what cannot be is refused so that it is sent again."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+
+from otel_metering.clock import SystemClock
+from otel_metering.contract.meter import Meters, Signal
+from otel_metering.errors import UnavailableError
+from otel_metering.spool import Spool, open_spool
+from receiver.admit import Outcome, Sender
+from receiver.errors import MalformedPayloadError
+from receiver.identity import SeenIds
+from receiver.ingest import Ingest, Work
+from receiver.metering import Metering
+from tests.otlp import Point, metrics_request
+
+SENDER = Sender(key_id="k", bound_tenant=None)
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    spool = open_spool(tmp_path / "spool.db")
+    yield spool
+    spool.close()
+
+
+@pytest.fixture
+def ingest(spool: Spool) -> Iterator[Ingest]:
+    ingest = ingest_into(spool)
+    ingest.start()
+    yield ingest
+    ingest.stop()
+
+
+def ingest_into(
+    spool: Spool, max_queue_bytes: int = 10**6, metering: Metering | None = None
+) -> Ingest:
+    return Ingest(
+        metering=metering or Metering(Meters()),
+        seen=SeenIds(),
+        spool=spool,
+        clock=SystemClock(),
+        max_queue_bytes=max_queue_bytes,
+        on_commit=lambda: None,
+    )
+
+
+def work(tenant: str = "tenant_a", value: int = 1) -> Work:
+    body = metrics_request([Point(tenant, value)]).SerializeToString()
+    return Work(sender=SENDER, signal=Signal.METRIC, body=body)
+
+
+def outcome(done: "Future[Outcome]") -> Outcome:
+    return done.result(timeout=20)
+
+
+def test_it_is_on_disk_when_it_is_acknowledged(ingest: Ingest, spool: Spool) -> None:
+    done = ingest.submit(work())
+    on_disk: list[int] = []
+    done.add_done_callback(lambda _: on_disk.append(spool.entry_count))
+
+    assert outcome(done).accepted == 1
+    ingest.stop()
+    assert on_disk == [1]
+
+
+def test_a_spool_that_refuses_is_unavailable_and_the_same_request_counts_later(
+    ingest: Ingest, spool: Spool
+) -> None:
+    spool.max_bytes = 0
+    with pytest.raises(UnavailableError):
+        outcome(ingest.submit(work()))
+
+    spool.max_bytes = 10**6
+    again = outcome(ingest.submit(work()))
+
+    assert (again.accepted, again.duplicates) == (1, 0)
+
+
+def test_bad_data_is_refused_and_its_neighbours_are_not(spool: Spool) -> None:
+    ingest = ingest_into(spool)
+    bad = Work(sender=SENDER, signal=Signal.METRIC, body=b"\x0a\x7f")
+    futures = [ingest.submit(one) for one in (work("a"), bad, work("b"))]  # one micro-batch
+
+    ingest.start()
+
+    assert outcome(futures[0]).accepted == outcome(futures[2]).accepted == 1
+    with pytest.raises(MalformedPayloadError):
+        outcome(futures[1])
+    ingest.stop()
+    assert spool.entry_count == 1
+
+
+class Fragile(Metering):
+    """A bug that one request meets."""
+
+    def metric(self, *arguments: object) -> None:  # type: ignore[override]
+        if "poison" in str(arguments):
+            raise ZeroDivisionError
+        return super().metric(*arguments)  # type: ignore[arg-type,return-value]
+
+
+def test_a_request_that_meets_a_bug_is_unavailable_and_its_neighbours_are_stored(
+    spool: Spool,
+) -> None:
+    ingest = ingest_into(spool, metering=Fragile(Meters()))
+    poison = metrics_request([Point("tenant_a", 1)], resource={"service.name": "poison"})
+    broken = Work(sender=SENDER, signal=Signal.METRIC, body=poison.SerializeToString())
+    futures = [ingest.submit(one) for one in (work("a"), broken, work("b"))]
+
+    ingest.start()
+
+    assert outcome(futures[0]).accepted == outcome(futures[2]).accepted == 1
+    with pytest.raises(UnavailableError):
+        outcome(futures[1])
+    assert outcome(ingest.submit(work("c"))).accepted == 1
+    ingest.stop()
+
+
+def test_a_full_queue_refuses_at_once(spool: Spool) -> None:
+    ingest = ingest_into(spool, max_queue_bytes=len(work().body) + 1)
+    first = ingest.submit(work())
+
+    with pytest.raises(UnavailableError, match="send again"):
+        ingest.submit(work())
+
+    ingest.start()
+    assert outcome(first).accepted == 1
+    assert outcome(ingest.submit(work(value=2))).accepted == 1
+    ingest.stop()
+
+
+def test_a_stop_finishes_what_was_queued_and_refuses_the_rest(spool: Spool) -> None:
+    ingest = ingest_into(spool)
+    futures = [ingest.submit(work(f"tenant_{n}")) for n in range(50)]
+
+    ingest.start()
+    ingest.stop()
+
+    assert [outcome(done).accepted for done in futures] == [1] * 50
+    with pytest.raises(UnavailableError, match="stopping"):
+        ingest.submit(work())
+
+
+def test_a_sender_that_goes_away_changes_nothing(ingest: Ingest) -> None:
+    done = ingest.submit(work())
+
+    assert not done.cancel()
+    assert outcome(done).accepted == 1
