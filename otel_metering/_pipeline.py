@@ -63,7 +63,8 @@ class Pipeline:
         self._resource = resource_of({**settings.resource, SERVICE_INSTANCE_ID: edges.new_id()})
         self._limits = Limits(max_points=settings.batch_size)
         self._read_until_ns = edges.clock.now_ns()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._is_flushing = False
         self._is_stopping = False
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="otel-metering-flush", daemon=True)
@@ -80,8 +81,15 @@ class Pipeline:
             Whether it is on disk; if not, it is still in memory.
         """
         with self._lock:
-            # After the last flush the cells are the next pipeline's to read.
-            return not self._is_closed and self._flush()
+            # Closed: the cells are the next pipeline's to read. Flushing: this is a signal handler that
+            # interrupted a flush of its own thread; a second reading now would count twice.
+            if self._is_closed or self._is_flushing:
+                return False
+            self._is_flushing = True
+            try:
+                return self._flush()
+            finally:
+                self._is_flushing = False
 
     def stop(self, timeout_seconds: float) -> bool:
         """End both threads and flush what is left; the outbox stays open. False: it did not fit."""
@@ -90,7 +98,7 @@ class Pipeline:
         if self._thread.is_alive():
             self._thread.join(timeout_seconds)
         with self._lock:
-            is_flushed = self._flush()
+            is_flushed = self.flush()
             self._is_closed = True
         self.sender.stop(timeout_seconds)
         return is_flushed
