@@ -283,7 +283,7 @@ def _fast_key(
     if not attributes:
         return (meter, tenant), None
     types = tuple(map(type, attributes.values()))
-    if not _EXACT_KEY_TYPES.issuperset(types):
+    if not (_EXACT_KEY_TYPES.issuperset(types) and all(type(name) is str for name in attributes)):
         return None, None
     return (meter, tenant, tuple(attributes.items())), None if set(types) == {str} else types
 

@@ -32,7 +32,7 @@ class Problem(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
-    """Counts of this process since its start or fork.
+    """Counts of this process since its start or fork; what concerns requests, since `configure`.
 
     Attributes:
         rejected_usage: Calls whose usage can never be counted: bad quantity, tenant, meter or id.
@@ -45,7 +45,7 @@ class Stats:
         refused_requests: Requests the receiver will never take; they are set aside on disk.
         rejected_points: Points the receiver did not take out of requests that it took.
         sent_requests: Requests acknowledged by the receiver.
-        pending_requests: Requests in the spools of this process.
+        pending_requests: Requests on disk that this process has yet to deliver.
         pending_bytes: Their size.
     """
 

@@ -175,6 +175,9 @@ def configure(
     An argument beats `METERING_*`, which beats the `OTEL_*` variable of the same meaning, which beats the
     default. What was recorded under earlier settings is sent under the new ones.
 
+    Usage is safe once it is flushed; a process that ends normally flushes first. One that is killed, by a
+    SIGTERM without handler too, loses what it recorded since the last flush.
+
     Args:
         service_name: `service.name` [OTEL_SERVICE_NAME].
         endpoint: OTLP/HTTP base URL [METERING_ENDPOINT, OTEL_EXPORTER_OTLP_ENDPOINT; http://localhost:4318].
