@@ -88,6 +88,8 @@ def test_a_fork_counts_nothing_twice_and_loses_nothing(backend: Backend, tmp_pat
                 thread = threading.Thread(target=record, args=("api.calls", 1), kwargs={"tenant": "tenant_a"})
                 thread.start()
                 thread.join()
+                assert otel_metering.flush(send=True)
+                record("api.calls", 2, tenant="tenant_a")
                 sys.exit(0)
         for child in range(3):
             assert os.wait()[1] == 0
@@ -96,7 +98,7 @@ def test_a_fork_counts_nothing_twice_and_loses_nothing(backend: Backend, tmp_pat
 
     run(program, backend, tmp_path)
 
-    assert backend.total("api.calls") == 138
+    assert backend.total("api.calls") == 144
     assert len({point.instance for point in backend.points}) == 4
     assert len(backend.events) == 1
 
@@ -134,6 +136,27 @@ def test_a_fork_in_the_middle_of_flushes_and_sends_never_hangs(
 
     assert backend.total("api.calls") == int(output)
     assert backend.total("forked.calls") == 40
+
+
+def test_a_fork_waits_while_a_spool_is_in_use(backend: Backend, tmp_path: Path) -> None:
+    program = """
+        from otel_metering._outbox import gate
+        is_used, is_done = threading.Event(), threading.Event()
+        def use():
+            with gate.lock:
+                is_used.set()
+                threading.Event().wait(0.2)
+                is_done.set()
+        thread = threading.Thread(target=use)
+        thread.start()
+        is_used.wait()
+        if os.fork() == 0:
+            os._exit(0 if is_done.is_set() else 1)
+        assert os.wait()[1] == 0
+        thread.join()
+    """
+
+    run(program, backend, tmp_path)
 
 
 def test_a_forked_child_that_records_nothing_leaves_nothing(
