@@ -91,7 +91,8 @@ def check_quantity(quantity: Decimal) -> Decimal:
     """
     if not quantity.is_finite():
         raise InvalidUsageError(f"quantity {quantity} is not a finite number; send a number")
-    if abs(quantity) > MAX_QUANTITY:
+    # copy_abs, unlike abs, cannot overflow the decimal context.
+    if quantity.copy_abs() > MAX_QUANTITY:
         raise InvalidUsageError(
             f"quantity {quantity} is beyond {MAX_QUANTITY}; send it in several events"
         )

@@ -26,6 +26,8 @@ MAX_HANDLES: Final = 8
 
 _STATEMENT_ERRORS: Final = frozenset(
     {
+        26,  # CANNOT_PARSE_QUOTED_STRING
+        27,  # CANNOT_PARSE_INPUT_ASSERTION_FAILED
         36,  # BAD_ARGUMENTS
         43,  # ILLEGAL_TYPE_OF_ARGUMENT
         46,  # UNKNOWN_FUNCTION
@@ -33,6 +35,7 @@ _STATEMENT_ERRORS: Final = frozenset(
         53,  # TYPE_MISMATCH
         60,  # UNKNOWN_TABLE
         62,  # SYNTAX_ERROR
+        72,  # CANNOT_PARSE_NUMBER
         81,  # UNKNOWN_DATABASE
         215,  # NOT_AN_AGGREGATE
         456,  # UNKNOWN_QUERY_PARAMETER
@@ -119,6 +122,10 @@ class Store:
             "deduplicate_blocks_in_dependent_materialized_views": 1,
             # One block, whatever its size and however many months it spans: a token names one block.
             "max_insert_block_size": max(rows.num_rows, 1),
+            "max_block_size": max(rows.num_rows, 1),
+            # Nor may a view split its result: each piece would be a part of its own, with its own fsync.
+            "group_by_two_level_threshold": 0,
+            "group_by_two_level_threshold_bytes": 0,
             "min_insert_block_size_rows": 0,
             "min_insert_block_size_bytes": 0,
             "max_partitions_per_insert_block": 0,

@@ -183,11 +183,11 @@ def test_the_memory_of_ids_is_rebuilt_from_database_and_spool(
 
 def test_many_months_in_one_batch_do_not_block_it(store: FaultyStore, spool: Spool) -> None:
     month = 31 * 24 * 3600 * 10**9
-    put(spool, [Point("months", 1, at_ns=NOON - n * month, start_ns=1) for n in range(250)])
+    put(spool, [Point("months", 1, at_ns=NOON - n * month, start_ns=1) for n in range(60)])
 
     assert Writer(spool, store, SystemClock()).write_batch()
 
-    assert sums(store, "months") == {(250, 250)}
+    assert sums(store, "months") == {(60, 60)}
 
 
 def test_migrations_are_recorded_and_applied_once(store: FaultyStore) -> None:

@@ -14,7 +14,7 @@ CREATE TABLE IF NOT EXISTS metering.usage_day
     quantity_percentiles AggregateFunction(quantileTDigest, Float64)
 )
 ENGINE = AggregatingMergeTree
-PARTITION BY toYYYYMM(window_start)
+PARTITION BY toYear(window_start)
 ORDER BY (tenant_id, meter, window_start, dimensions)
 SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, non_replicated_deduplication_window = 10000;
 
