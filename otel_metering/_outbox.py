@@ -18,6 +18,7 @@ from typing import Final
 from urllib.parse import quote
 
 from otel_metering._config import Settings
+from otel_metering._guard import Problem, problems
 from otel_metering.errors import ConfigurationError, UnavailableError
 from otel_metering.spool import Batch, Spool, open_spool
 
@@ -127,17 +128,18 @@ class Outbox:
         """The oldest request of the spools in turn; None: all are empty. Not removed yet.
 
         Raises:
-            UnavailableError: The disk refused.
+            UnavailableError: The disk refused the own spool.
         """
         with gate.lock:
             spools = [spool for spool in (self._own, *self._adopted) if spool is not None]
             for i in range(len(spools)):
                 spool = spools[(self._turn + i) % len(spools)]
-                batch = spool.seal(self._new_token(), max_entries=1, max_bytes=1)
+                batch = self._seal(spool)
                 if batch is not None:
                     self._turn += i + 1
                     return Parcel(spool=spool, batch=batch)
-                self._delete_if_done(spool)
+                if spool is not self._own:
+                    self._release(spool)
             return None
 
     def settle(self, parcel: Parcel) -> None:
@@ -150,7 +152,8 @@ class Outbox:
             parcel.spool.drop(parcel.batch)
             if parcel.spool is self._own:
                 self.settled_count += 1
-            self._delete_if_done(parcel.spool)
+            if parcel.spool in self._adopted and parcel.spool.entry_count == 0:
+                self._release(parcel.spool)
 
     def set_aside(self, parcel: Parcel, reason: str) -> None:
         """`parcel` can never be delivered: move it to the refused requests.
@@ -229,10 +232,23 @@ class Outbox:
         spools = (self._own, self._refused, *self._adopted)
         return [spool for spool in spools if spool is not None]
 
-    def _delete_if_done(self, spool: Spool) -> None:
-        if spool in self._adopted and spool.entry_count == 0:
+    def _seal(self, spool: Spool) -> Batch | None:
+        try:
+            return spool.seal(self._new_token(), max_entries=1, max_bytes=1)
+        except UnavailableError as error:
+            if spool is self._own:
+                raise
+            # A broken file must not hold up the others; the next look for orphans finds it again.
+            problems.report(Problem.INTERNAL_ERRORS, error)
+            return None
+
+    def _release(self, spool: Spool) -> None:
+        """Nothing can be taken from an adopted spool any more; only a broken one is not empty then."""
+        if spool.entry_count == 0:
             _delete(spool)
-            self._adopted.remove(spool)
+        else:
+            spool.close()
+        self._adopted.remove(spool)
 
     def _take_over(self, spool: Spool) -> None:
         if spool.entry_count == 0:
