@@ -173,12 +173,8 @@ class CellBook:
         """Keep `event` for the next flush.
 
         Raises:
-            InvalidUsageError: Its id is not 1 to 256 characters, or too many events wait already.
+            InvalidUsageError: Too many events wait already.
         """
-        if not 0 < len(event.event_id) <= MAX_EVENT_ID_LENGTH:
-            raise InvalidUsageError(
-                f"event_id must be text of 1 to {MAX_EVENT_ID_LENGTH} characters"
-            )
         self._shard()  # so that a child's first usage starts its pipeline
         if len(self._events) >= MAX_WAITING_EVENTS:
             raise InvalidUsageError(
@@ -199,8 +195,7 @@ class CellBook:
                 if nanos != cell.read_nanos:
                     deltas[cell.series] = deltas.get(cell.series, 0) + nanos - cell.read_nanos
                     marks.append((cell, nanos))
-        events = [self._events[i] for i in range(len(self._events))]
-        return Reading(deltas, marks, events)
+        return Reading(deltas, marks, list(self._events))
 
     def confirm(self, reading: Reading) -> None:
         """`reading` is in the spool: never read it again."""
@@ -267,6 +262,21 @@ def series_of(meter: str, tenant: str | None, attributes: Mapping[str, object] |
         None if tenant is None else _name("tenant", tenant),
         dimensions_of(attributes),
     )
+
+
+def check_event_id(event_id: object) -> str:
+    """Return `event_id` if it can be one.
+
+    Raises:
+        InvalidUsageError: It is not 1 to 256 characters of text that UTF-8 can express.
+    """
+    if isinstance(event_id, str) and 0 < len(event_id) <= MAX_EVENT_ID_LENGTH:
+        text = str.__str__(event_id)
+        # A lone surrogate would make the whole request impossible to build; replaced, two ids could
+        # become one.
+        if text == text.encode("utf-8", "replace").decode():
+            return text
+    raise InvalidUsageError(f"event_id must be text of 1 to {MAX_EVENT_ID_LENGTH} characters")
 
 
 def _name(kind: str, text: object) -> str:

@@ -95,10 +95,11 @@ def read_settings(**arguments: object) -> Settings:
     service_name = find.text("service_name")
     given = {SERVICE_NAME: service_name} if service_name is not None else {}
     # Reads OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES as every OpenTelemetry SDK does.
-    resource = Resource.create(given).attributes
+    resource = dict(Resource.create(given).attributes)
+    _check_resource(resource)
     return Settings(
         service_name=str(resource[SERVICE_NAME]),
-        resource=dict(resource),
+        resource=resource,
         endpoint=_endpoint(find),
         headers=_headers(find),
         certificate_file=find.text("certificate_file"),
@@ -175,6 +176,16 @@ class _Finder:
         if number > 0:
             return number
         raise ConfigurationError(f"{source} is {value!r}; it must be a whole number above 0")
+
+
+def _check_resource(resource: Mapping[str, AttributeValue]) -> None:
+    for name, value in resource.items():
+        try:
+            f"{name}{value!s}".encode()
+        except UnicodeEncodeError as error:
+            raise ConfigurationError(
+                f"the resource attribute {name!r} is {value!r}; it must be text that UTF-8 can express"
+            ) from error
 
 
 def _endpoint(find: _Finder) -> str:

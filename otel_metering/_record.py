@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, Final, ParamSpec, TypeVar, cast
 
-from otel_metering._cells import CellBook, Event, Local, series_of
+from otel_metering._cells import CellBook, Event, Local, check_event_id, series_of
 from otel_metering._context import current
 from otel_metering._guard import guarded
 from otel_metering._quantity import NANOS_PER_UNIT, Quantity, to_nanos
@@ -93,7 +93,7 @@ def record(
             return
     except Exception:  # noqa: BLE001, S110 -- a new cell, or something odd: the way below says which
         pass
-    with guarded():
+    with guarded:
         _record_slowly(meter, quantity, tenant, attributes, event_id)
 
 
@@ -113,7 +113,7 @@ def _record_slowly(
         cell.nanos += nanos
     else:
         series = series_of(meter, tenant, attributes)
-        book.add_event(Event(sink.clock.now_ns(), series, nanos, event_id))
+        book.add_event(Event(sink.clock.now_ns(), series, nanos, check_event_id(event_id)))
 
 
 def meter(
@@ -142,7 +142,7 @@ def meter(
     def count(result: object, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         if sink.local is None:
             return
-        with guarded():
+        with guarded:
             record(
                 slug,
                 quantity(result, *args, **kwargs) if callable(quantity) else quantity,
