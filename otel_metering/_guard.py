@@ -5,10 +5,9 @@ Under pytest it does reach the application, so that tests find what production o
 
 import logging
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from types import TracebackType
 
 from otel_metering._config import is_under_pytest
 from otel_metering.errors import InvalidUsageError
@@ -115,10 +114,22 @@ def absorb(error: Exception) -> None:
         raise error
 
 
-@contextmanager
-def guarded() -> Iterator[None]:
-    """Absorb whatever the block raises."""
-    try:
-        yield
-    except Exception as error:  # noqa: BLE001 -- the guard: nothing may reach the application
-        absorb(error)
+class _Guard:
+    """`with guarded:` absorbs whatever the block raises. One object for all: it has no state."""
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        if isinstance(exc, Exception):
+            absorb(exc)
+            return True
+        return False
+
+
+guarded = _Guard()

@@ -125,7 +125,7 @@ class _Process:
     def _on_new_thread(self) -> None:
         """In a child, the first usage starts the pipeline: most children only call exec."""
         if self.pipeline is None:
-            with guarded(), self.lock:
+            with guarded, self.lock:
                 self._start_in_child()
 
     def _start_in_child(self) -> None:
@@ -268,5 +268,5 @@ def _settle(pipeline: Pipeline, timeout_seconds: float) -> bool:
 
 
 def _at_exit() -> None:
-    with guarded():
+    with guarded:
         _process.stop(_LAST_CHANCE_SECONDS)

@@ -61,7 +61,7 @@ class MeteringMiddleware:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         holder = Holder(None, previous=current.get())
-        with guarded():
+        with guarded:
             holder.tenant = self._valid_tenant(scope)
             span = trace.get_current_span()
             if span.is_recording():
@@ -131,5 +131,5 @@ class _Lifespan:
 
 def _flush() -> None:
     # Blocks the event loop for a second at most; all requests are done.
-    with guarded():
+    with guarded:
         settle()
