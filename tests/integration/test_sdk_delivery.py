@@ -315,6 +315,40 @@ def test_a_second_configuration_takes_over_everything(
     assert list(tmp_path.glob("first/shop/*")) == []
 
 
+def test_each_configuration_ends_the_threads_of_the_one_before(configure: Configure) -> None:
+    def names() -> list[str]:
+        running = [thread.name for thread in threading.enumerate()]
+        return sorted(name for name in running if name.startswith("otel-metering"))
+
+    configure()
+    configure()
+    assert names() == ["otel-metering-flush", "otel-metering-send"]
+
+    otel_metering.shutdown()
+    assert names() == []
+
+
+def test_a_broken_orphan_holds_nothing_up(
+    configure: Configure, backend: Backend, tmp_path: Path
+) -> None:
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "text.db").write_text("not a database" * 100)
+    spool = open_spool(tmp_path / "shop" / "torn.db")
+    spool.append([("metrics", b"")] * 9)
+    spool.close()
+    with sqlite3.connect(tmp_path / "shop" / "torn.db") as db:
+        db.execute("ALTER TABLE entries RENAME COLUMN batch TO gone")
+    db.close()
+
+    configure()
+    record("api.calls", 5, tenant="tenant_a")
+    deliver()
+
+    assert backend.total("api.calls") == 5
+    assert (tmp_path / "shop" / "text.db").exists()
+    assert (tmp_path / "shop" / "torn.db").exists()
+
+
 def test_a_bad_second_configuration_changes_nothing(
     configure: Configure, backend: Backend, tmp_path: Path
 ) -> None:
@@ -400,6 +434,8 @@ def test_bad_values_are_counted_and_never_raised(
         {"meter": None},
         {"event_id": ""},
         {"event_id": "x" * 257},
+        {"event_id": "\ud800"},
+        {"event_id": 13},
     ]
     for arguments in bad:
         record(**{"meter": "api.calls", "tenant": "tenant_a", **arguments})  # type: ignore[arg-type] # what is tested
