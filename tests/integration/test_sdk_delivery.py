@@ -336,8 +336,8 @@ def test_a_broken_orphan_holds_nothing_up(
     spool = open_spool(tmp_path / "shop" / "torn.db")
     spool.append([("metrics", b"")] * 9)
     spool.close()
-    with sqlite3.connect(tmp_path / "shop" / "torn.db") as db:
-        db.execute("ALTER TABLE entries RENAME COLUMN batch TO gone")
+    db = sqlite3.connect(tmp_path / "shop" / "torn.db")
+    db.execute("CREATE TRIGGER torn BEFORE UPDATE ON entries BEGIN SELECT RAISE(FAIL, 'torn'); END")
     db.close()
 
     configure()
