@@ -2,6 +2,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from decimal import Decimal
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -337,7 +338,11 @@ def test_a_broken_orphan_holds_nothing_up(
     spool.append([("metrics", b"")] * 9)
     spool.close()
     db = sqlite3.connect(tmp_path / "shop" / "torn.db")
-    db.execute("CREATE TRIGGER torn BEFORE UPDATE ON entries BEGIN SELECT RAISE(FAIL, 'torn'); END")
+    for table, action in product(("entries", "sealed"), ("INSERT", "UPDATE")):
+        db.execute(
+            f"CREATE TRIGGER torn_{table}_{action} BEFORE {action} ON {table} "
+            "BEGIN SELECT RAISE(FAIL, 'torn'); END"
+        )
     db.close()
 
     configure()
