@@ -1,11 +1,12 @@
 """`otel-metering up` for a measurement: the same, and at the end the CPU seconds of each thread."""
 
-import asyncio
 import json
 import os
 import sys
 import threading
 from pathlib import Path
+
+import uvloop
 
 from otel_metering.clock import SystemClock
 from query_api import config
@@ -53,7 +54,7 @@ def main() -> None:
         for _ in sys.stdin:
             print(json.dumps(thread_seconds()), flush=True)
 
-    asyncio.run(serve(settings, config.Settings(api_port=0), SystemClock(), on_ready))
+    uvloop.run(serve(settings, config.Settings(api_port=0), SystemClock(), on_ready))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Commands of the server side: `otel-metering up` and `otel-metering demo`."""
 
-import asyncio
 import logging
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import uvloop
 from pydantic import ValidationError
 
 from otel_metering.clock import SystemClock
@@ -50,7 +50,7 @@ def _up(
         logging.basicConfig(
             level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s"
         )
-        is_drained = asyncio.run(serve(settings, api_settings, SystemClock(), _announce))
+        is_drained = uvloop.run(serve(settings, api_settings, SystemClock(), _announce))
     except ValidationError as error:
         for problem in error.errors():
             name = "METERING_" + "_".join(str(part) for part in problem["loc"]).upper()

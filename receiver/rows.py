@@ -5,10 +5,13 @@ fsync; `to_events` spreads them out into the columns of `metering.events`. The s
 rows, in the same order, on every attempt.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
 
 from receiver.identity import ID_BYTES, Words, to_words
@@ -22,6 +25,18 @@ _UUID = pa.binary(ID_BYTES)
 _MAP = pa.map_(pa.string(), pa.string())
 _TIME = pa.timestamp("ns", "UTC")
 _INGESTED_AT: Final = b"ingested_at_ms"
+
+_SERIES_COLUMNS: Final = {
+    "tenant_id": pa.string(),
+    "meter": pa.string(),
+    "dimensions": _MAP,
+    "attributes": _MAP,
+    "service_name": pa.string(),
+    "signal": pa.string(),
+    "stream_id": _UUID,
+    "unique_key": pa.string(),
+}
+"""Columns of a row that its series decides, in the order of `Series.encoded`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,16 +82,7 @@ class QuarantineRow:
 def encode_events(columns: EventColumns, ingested_at_ms: int) -> bytes:
     """Events -> payload of a spool entry of key `EVENTS_KEY`."""
     series = pa.record_batch(
-        {
-            "tenant_id": pa.array([item.tenant_id for item in columns.series], pa.string()),
-            "meter": pa.array([item.meter for item in columns.series], pa.string()),
-            "dimensions": pa.array([item.dimensions for item in columns.series], _MAP),
-            "attributes": pa.array([item.attributes for item in columns.series], _MAP),
-            "service_name": pa.array([item.service_name for item in columns.series], pa.string()),
-            "signal": pa.array([str(item.signal) for item in columns.series], pa.string()),
-            "stream_id": pa.array([item.stream_id for item in columns.series], _UUID),
-            "unique_key": pa.array([item.unique_key for item in columns.series], pa.string()),
-        }
+        {"series": pa.array([item.encoded for item in columns.series], pa.binary())}
     )
     count = len(columns.numbers)
     events = {
@@ -124,7 +130,20 @@ def ids_of(payload: bytes) -> tuple[Words, Words]:
 
 def to_events(payloads: Sequence[bytes], batch_id: bytes) -> pa.Table:
     """Spool entries -> rows of `metering.events`, in their order, as one chunk."""
-    return _one_chunk([_spread(payload) for payload in payloads], batch_id)
+    places: dict[bytes, int] = {}
+    numbers, tables = [], []
+    for payload in payloads:
+        series, events = _read(payload)
+        # The same series is in many entries of a batch: each once in the table that is spread out.
+        local = [places.setdefault(one, len(places)) for one in series["series"].to_pylist()]
+        numbers.append(np.array(local, np.int32)[events["series"].to_numpy()])
+        tables.append(_stamp(_with_traces(pa.Table.from_batches([events]))))
+    described = _describe(places)
+    table = _one_chunk(tables, batch_id).drop_columns("series")
+    rows_of = pa.array(np.concatenate(numbers))
+    for name, column in described.items():
+        table = table.append_column(name, column.take(rows_of))
+    return table
 
 
 def to_quarantine(payloads: Sequence[bytes], batch_id: bytes) -> pa.Table:
@@ -136,20 +155,31 @@ def to_quarantine(payloads: Sequence[bytes], batch_id: bytes) -> pa.Table:
     return _one_chunk(tables, batch_id)
 
 
-def _spread(payload: bytes) -> pa.Table:
-    series, events = _read(payload)
-    numbers = events["series"]
-    columns = {name: events[name] for name in ("event_id", "quantity", "timestamp", "start_time")}
+def _describe(encoded: Iterable[bytes]) -> dict[str, pa.Array]:
+    """The columns that each of these series has."""
+    parsed = [_parse_series(one) for one in encoded]
+    columns = list(zip(*parsed, strict=True))
+    arrays = {
+        name: pa.array(column, kind)
+        for (name, kind), column in zip(_SERIES_COLUMNS.items(), columns, strict=True)
+    }
     for name in ("tenant_id", "meter", "service_name"):
-        columns[name] = series[name].dictionary_encode().take(numbers)
-    for name in ("dimensions", "attributes", "signal", "stream_id", "unique_key"):
-        columns[name] = series[name].take(numbers)
+        arrays[name] = arrays[name].dictionary_encode()
+    return arrays
+
+
+@lru_cache(maxsize=20_000)
+def _parse_series(encoded: bytes) -> tuple[object, ...]:
+    tenant, meter, dimensions, attributes, service, signal, stream, unique_key = json.loads(encoded)
+    pairs = [tuple(pair) for pair in dimensions], [tuple(pair) for pair in attributes]
+    return tenant, meter, *pairs, service, signal, bytes.fromhex(stream), unique_key
+
+
+def _with_traces(events: pa.Table) -> pa.Table:
     for name in ("trace_id", "span_id"):
-        has_traces = name in events.schema.names
-        columns[name] = events[name] if has_traces else pa.repeat("", len(numbers))
-    return _stamp(
-        pa.table(columns).replace_schema_metadata(events.schema.metadata),
-    )
+        if name not in events.schema.names:
+            events = events.append_column(name, pa.repeat("", events.num_rows))
+    return events
 
 
 def _stamp(table: pa.Table) -> pa.Table:

@@ -24,7 +24,7 @@ MAX_BATCH_BYTES: Final = 6 * 2**20
 FULL_BATCH_BYTES: Final = 3 * 2**20
 """From here on a batch does not wait for more."""
 
-LINGER_SECONDS: Final = 0.2
+LINGER_SECONDS: Final = 0.4
 """How long the first entry waits for company: each INSERT makes parts in six tables, at a fixed cost."""
 
 MAX_BACKOFF_SECONDS: Final = 5.0

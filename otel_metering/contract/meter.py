@@ -147,7 +147,9 @@ def parse_meters(document: object) -> Meters:
     slugs = [definition.slug for definition in definitions]
     for slug in slugs:
         if slugs.count(slug) > 1:
-            raise ConfigurationError(f"slug {slug!r} is defined {slugs.count(slug)} times; keep one")
+            raise ConfigurationError(
+                f"slug {slug!r} is defined {slugs.count(slug)} times; keep one"
+            )
     return Meters(definitions)
 
 
