@@ -71,16 +71,13 @@ class Spool:
         self._lock_fd = lock_fd
         self.max_bytes = max_bytes
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute(f"PRAGMA synchronous = {durability.upper()}")
-        self._db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
-        self._db.execute("PRAGMA secure_delete = OFF")
-        self._db.executescript(_SCHEMA)
-        count, size = self._db.execute(
-            "SELECT count(*), coalesce(sum(length(payload)), 0) FROM entries"
-        ).fetchone()
-        self._entry_count: int = count
-        self._byte_count: int = size
+        self._entry_count = 0
+        self._byte_count = 0
+        try:
+            self._prepare(durability)
+        except BaseException:
+            self._db.close()
+            raise
 
     @property
     def entry_count(self) -> int:
@@ -176,6 +173,16 @@ class Spool:
         _ABANDONED.append(self._db)
         os.close(self._lock_fd)
         self._lock_fd = -1
+
+    def _prepare(self, durability: str) -> None:
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute(f"PRAGMA synchronous = {durability.upper()}")
+        self._db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+        self._db.execute("PRAGMA secure_delete = OFF")
+        self._db.executescript(_SCHEMA)
+        self._entry_count, self._byte_count = self._db.execute(
+            "SELECT count(*), coalesce(sum(length(payload)), 0) FROM entries"
+        ).fetchone()
 
     def _last_id_of_next_batch(self, max_entries: int, max_bytes: int) -> int | None:
         last_id: int | None = None

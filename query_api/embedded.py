@@ -148,6 +148,7 @@ def services(receiver: Receiver, clock: Clock) -> Services:
         submit=submit,
         checks={
             "database": lambda: _check_database(receiver),
+            "ingest": lambda: _check_ingest(receiver),
             "spool": lambda: _check_spool(receiver),
             "writer": lambda: _check_writer(receiver),
         },
@@ -157,6 +158,12 @@ def services(receiver: Receiver, clock: Clock) -> Services:
 def _check_database(receiver: Receiver) -> str:
     receiver.store.query("SELECT 1")
     return "answers"
+
+
+def _check_ingest(receiver: Receiver) -> str:
+    if not receiver.ingest.is_exact:
+        raise UnavailableError("the memory of ids is not exact any more; restart the receiver")
+    return "admits"
 
 
 def _check_spool(receiver: Receiver) -> str:

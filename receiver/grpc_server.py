@@ -4,7 +4,6 @@ Handlers take and give bytes (no deserializer), so that the receiver decides how
 answered: an exception in grpcio's own deserializer would be INTERNAL, which destroys the sender's data.
 """
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Final, NoReturn
@@ -83,7 +82,7 @@ class GrpcServer:
             }
             sender = authenticate(headers, self._keys)
             work = Work(sender=sender, signal=signal, body=body)
-            outcome = await asyncio.wrap_future(self._ingest.submit(work))
+            outcome = await self._ingest.request(work)
         except MeteringError as error:
             await _abort(context, status_of(error), str(error))
         except Exception as error:  # noqa: BLE001 - grpcio would answer UNKNOWN, which destroys data

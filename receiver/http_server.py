@@ -79,9 +79,7 @@ class HttpApp:
             )
         sender = authenticate(headers, self._keys)
         body = await self._body(headers, receive)
-        outcome = await asyncio.wrap_future(
-            self._ingest.submit(Work(sender=sender, signal=signal, body=body))
-        )
+        outcome = await self._ingest.request(Work(sender=sender, signal=signal, body=body))
         return encode_response(outcome)
 
     async def _body(self, headers: MutableMapping[str, str], receive: Receive) -> bytes:

@@ -5,13 +5,16 @@ the last micro-batch was decoded and fsynced is the next one: under load many re
 and a lone request waits for nobody.
 """
 
+import asyncio
 import logging
 import queue
 import secrets
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
 from otel_metering.clock import Clock
@@ -19,7 +22,7 @@ from otel_metering.contract.event import UsageEvent
 from otel_metering.contract.meter import Signal
 from otel_metering.errors import InvalidUsageError, UnavailableError
 from otel_metering.spool import Spool
-from receiver.admit import MicroBatch, Outcome, Sender
+from receiver.admit import Admitted, MicroBatch, Outcome, Sender
 from receiver.identity import ID_BYTES, SeenIds
 from receiver.metering import Metering
 
@@ -34,20 +37,32 @@ _EVENT_BYTES: Final = 256
 _log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True, kw_only=True)
+Answer = Outcome | Exception
+"""What a request is answered with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """One request on its way; `done` gets its outcome, or the error that it is answered with."""
+    """One request on its way."""
 
     sender: Sender
     signal: Signal
     body: bytes = b""
     events: Sequence[UsageEvent] = ()
-    done: "Future[Outcome]" = field(default_factory=Future)
 
     @property
     def size(self) -> int:
         """Bytes it counts as."""
         return len(self.body) + _EVENT_BYTES * len(self.events)
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A request, and who waits for its answer: a thread, or a task of an event loop."""
+
+    work: Work
+    future: "Future[Outcome] | asyncio.Future[Outcome]"
+    answer: Answer | None = None
 
 
 class Ingest:
@@ -69,11 +84,19 @@ class Ingest:
         self._clock = clock
         self._max_queue_bytes = max_queue_bytes
         self._on_commit = on_commit
-        self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._queued_bytes = 0
         self._lock = threading.Lock()
         self._is_stopping = False
+        # False when the spool has what the memory of ids may not have: only a restart, which rebuilds the
+        # memory from the spool, makes it safe to admit anything again.
+        self._is_exact = True
         self._thread = threading.Thread(target=self._run, name="ingest", daemon=True)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it may admit; False: everything is refused until a restart."""
+        return self._is_exact
 
     def start(self) -> None:
         """Begin to work."""
@@ -85,19 +108,35 @@ class Ingest:
         Raises:
             UnavailableError: The queue is full, or this is stopping; nothing was queued.
         """
+        done: Future[Outcome] = Future()
+        # From here on it will be worked on, even if its sender has gone away.
+        done.set_running_or_notify_cancel()
+        self._enqueue(_Waiting(work, done))
+        return done
+
+    async def request(self, work: Work) -> Outcome:
+        """As `submit`, for an event loop: returns when its usage is durable.
+
+        Raises:
+            UnavailableError: See `submit`.
+            InvalidUsageError: The request is refused as a whole.
+        """
+        done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._enqueue(_Waiting(work, done))
+        return await done
+
+    def _enqueue(self, waiting: _Waiting) -> None:
+        size = waiting.work.size
         with self._lock:
             if self._is_stopping:
                 raise UnavailableError("the receiver is stopping; send again to the next one")
-            if self._queued_bytes + work.size > self._max_queue_bytes and self._queued_bytes:
+            if self._queued_bytes + size > self._max_queue_bytes and self._queued_bytes:
                 raise UnavailableError(
                     f"{self._queued_bytes} bytes of requests wait, and {self._max_queue_bytes} may; "
                     "send again in a second"
                 )
-            # From here on it will be worked on, even if its sender has gone away.
-            work.done.set_running_or_notify_cancel()
-            self._queued_bytes += work.size
-            self._queue.put(work)
-        return work.done
+            self._queued_bytes += size
+            self._queue.put(waiting)
 
     def stop(self) -> None:
         """Refuse new requests, finish those that were queued, end. Idempotent."""
@@ -111,76 +150,113 @@ class Ingest:
     def _run(self) -> None:
         is_running = True
         while is_running:
-            works = self._take()
-            is_running = works[-1] is not None
-            batch = [work for work in works if work is not None]
+            taken = self._take()
+            is_running = taken[-1] is not None
+            batch = [waiting for waiting in taken if waiting is not None]
             self._process_all(batch)
+            _answer(batch)
 
-    def _process_all(self, batch: Sequence[Work]) -> None:
+    def _take(self) -> list[_Waiting | None]:
+        """Wait for a request; return it and what else has come, in order. None: no more will."""
+        waiting = self._queue.get()
+        taken, size = [waiting], waiting.work.size if waiting else 0
+        while waiting is not None and size < MAX_BATCH_BYTES and len(taken) < MAX_BATCH_REQUESTS:
+            try:
+                waiting = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            taken.append(waiting)
+            size += waiting.work.size if waiting else 0
+        with self._lock:
+            self._queued_bytes -= size
+        return taken
+
+    def _process_all(self, batch: Sequence[_Waiting]) -> None:
+        if not self._is_exact:
+            refusal = UnavailableError(
+                "the memory of ids is not exact any more; restart the receiver"
+            )
+            for waiting in batch:
+                waiting.answer = refusal
+            return
         try:
             self._process(batch)
         except Exception as error:  # noqa: BLE001 - the top of a worker loop
             if len(batch) > 1:
                 # Only the request that cannot be worked on may notice that it cannot.
-                for work in batch:
-                    self._process_all([work])
+                for waiting in batch:
+                    self._process_all([waiting])
             else:
                 _log.error("A request failed", exc_info=error, extra={"event": "ingest_failed"})
-                _refuse(batch, UnavailableError(f"the receiver failed: {type(error).__name__}"))
+                refusal = UnavailableError(f"the receiver failed: {type(error).__name__}")
+                for waiting in batch:
+                    waiting.answer = refusal
 
-    def _take(self) -> list[Work | None]:
-        """Wait for a request; return it and what else has come, in order. None: no more will."""
-        work = self._queue.get()
-        works, size = [work], work.size if work else 0
-        while work is not None and size < MAX_BATCH_BYTES and len(works) < MAX_BATCH_REQUESTS:
-            try:
-                work = self._queue.get_nowait()
-            except queue.Empty:
-                break
-            works.append(work)
-            size += work.size if work else 0
-        with self._lock:
-            self._queued_bytes -= size
-        return works
-
-    def _process(self, works: Sequence[Work]) -> None:
-        if not works:
-            return
-        batch = MicroBatch(
+    def _process(self, batch: Sequence[_Waiting]) -> None:
+        micro_batch = MicroBatch(
             self._metering,
             self._seen,
             now_ns=self._clock.now_ns(),
             new_id=lambda: secrets.token_bytes(ID_BYTES),
         )
-        added = [work for work in works if not work.done.done() and self._add(batch, work)]
-        admitted = batch.admit()
+        # What was answered in an earlier attempt at this batch was refused for good.
+        added = [one for one in batch if one.answer is None and _add(micro_batch, one)]
+        admitted = micro_batch.admit()
         if admitted.entries:
             try:
-                self._spool.append(admitted.entries)
+                self._commit(admitted)
             except UnavailableError as error:
                 _log.warning("The spool refuses", extra={"event": "spool_refused"})
-                _refuse(added, error)
+                for waiting in added:
+                    waiting.answer = error
                 return
-            # Only now: an id that is remembered but not stored would destroy what is sent again.
-            self._seen.add(*admitted.ids)
-            self._on_commit()
-        for work, outcome in zip(added, admitted.outcomes, strict=True):
-            work.done.set_result(outcome)
+        for waiting, outcome in zip(added, admitted.outcomes, strict=True):
+            waiting.answer = outcome
 
-    @staticmethod
-    def _add(batch: MicroBatch, work: Work) -> bool:
+    def _commit(self, admitted: Admitted) -> None:
+        self._is_exact = False
         try:
-            if work.signal is Signal.EVENT:
-                batch.add_events(work.events, work.sender)
-            else:
-                batch.add_otlp(work.signal, work.body, work.sender)
-        except InvalidUsageError as error:
-            work.done.set_exception(error)
-            return False
-        return True
+            self._spool.append(admitted.entries)
+        except UnavailableError:
+            self._is_exact = True  # it took all or none: none
+            raise
+        # Only now: an id that is remembered but not stored would destroy what is sent again.
+        self._seen.add(*admitted.ids)
+        self._is_exact = True
+        self._on_commit()
 
 
-def _refuse(works: Sequence[Work], error: UnavailableError) -> None:
-    for work in works:
-        if not work.done.done():
-            work.done.set_exception(error)
+def _add(micro_batch: MicroBatch, waiting: _Waiting) -> bool:
+    work = waiting.work
+    try:
+        if work.signal is Signal.EVENT:
+            micro_batch.add_events(work.events, work.sender)
+        else:
+            micro_batch.add_otlp(work.signal, work.body, work.sender)
+    except InvalidUsageError as error:
+        waiting.answer = error
+        return False
+    return True
+
+
+def _answer(batch: Sequence[_Waiting]) -> None:
+    """Tell everybody who waits; one call into each event loop, whatever the number of its requests."""
+    of_loops: dict[asyncio.AbstractEventLoop, list[_Waiting]] = defaultdict(list)
+    for waiting in batch:
+        if isinstance(waiting.future, asyncio.Future):
+            of_loops[waiting.future.get_loop()].append(waiting)
+        else:
+            _settle([waiting])
+    for loop, some in of_loops.items():
+        with suppress(RuntimeError):  # the loop has ended, and who waited with it
+            loop.call_soon_threadsafe(_settle, some)
+
+
+def _settle(batch: Sequence[_Waiting]) -> None:
+    for waiting in batch:
+        if waiting.future.done():
+            continue  # a task that was cancelled: its sender has gone away
+        if isinstance(waiting.answer, Outcome):
+            waiting.future.set_result(waiting.answer)
+        else:
+            waiting.future.set_exception(waiting.answer or UnavailableError("no answer"))

@@ -7,7 +7,7 @@ error message at the line that made it.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal
+from decimal import ROUND_HALF_EVEN, Context, Decimal
 from typing import Final
 
 from otel_metering.errors import InvalidUsageError
@@ -26,6 +26,8 @@ MAX_EVENT_ID_LENGTH: Final = 256
 
 _NAME = re.compile(rf"[A-Za-z0-9_.:@/-]{{1,{MAX_ID_LENGTH}}}")
 _NANO: Final = Decimal(1).scaleb(-QUANTITY_DECIMALS)
+_EXACT: Final = Context(prec=64, rounding=ROUND_HALF_EVEN)
+"""Wide enough for every quantity, whatever precision the caller's thread works with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +98,7 @@ def check_quantity(quantity: Decimal) -> Decimal:
         raise InvalidUsageError(
             f"quantity {quantity} is beyond {MAX_QUANTITY}; send it in several events"
         )
-    if quantity != quantity.quantize(_NANO):
+    if quantity != quantity.quantize(_NANO, context=_EXACT):
         raise InvalidUsageError(
             f"quantity {quantity} has more than {QUANTITY_DECIMALS} decimal places; round it"
         )

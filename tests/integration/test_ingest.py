@@ -150,3 +150,24 @@ def test_a_sender_that_goes_away_changes_nothing(ingest: Ingest) -> None:
 
     assert not done.cancel()
     assert outcome(done).accepted == 1
+
+
+class Forgetful(SeenIds):
+    """Memory that fails once, after the spool has what it should remember."""
+
+    def add(self, *ids: object) -> None:
+        raise MemoryError
+
+
+def test_when_memory_and_spool_may_differ_nothing_is_admitted_until_a_restart(spool: Spool) -> None:
+    ingest = ingest_into(spool)
+    ingest._seen = Forgetful()
+    ingest.start()
+
+    for _ in range(2):
+        with pytest.raises(UnavailableError):
+            outcome(ingest.submit(work()))
+
+    assert not ingest.is_exact
+    assert spool.entry_count == 1, "a second copy could never be told from the first"
+    ingest.stop()
