@@ -1,0 +1,70 @@
+"""Writes docs/settings.md from the settings classes: `python docs/_settings.py`. A test compares."""
+
+import inspect
+from pathlib import Path
+
+from pydantic_settings import BaseSettings
+
+from otel_metering import _config as sdk
+from query_api import config as api
+from receiver import config as receiver
+
+PAGE = Path(__file__).with_name("settings.md")
+
+
+def page() -> str:
+    """The whole page."""
+    lines = [
+        "# Settings",
+        "",
+        "Made by `python docs/_settings.py`; a test fails when it differs from the code.",
+        "",
+        "## Services (`otel-metering up`)",
+        "",
+        "An option of the command beats the variable, and the variable beats the default.",
+        "",
+        "| variable | default | meaning |",
+        "|---|---|---|",
+    ]
+    for settings in (receiver.Settings, api.Settings):
+        lines += _service_rows(settings)
+    lines += [
+        "",
+        "## SDK (`otel_metering.configure`)",
+        "",
+        "An argument beats the first variable that is set, and a variable beats the default.",
+        "",
+        "| argument | variables | meaning |",
+        "|---|---|---|",
+    ]
+    described = _described_attributes()
+    for name, variables in sdk._VARIABLES.items():
+        shown = ", ".join(f"`{variable}`" for variable in variables)
+        lines.append(f"| `{name}` | {shown} | {described.get(name, '')} |")
+    return "\n".join(lines) + "\n"
+
+
+def _service_rows(settings: type[BaseSettings]) -> list[str]:
+    prefix = settings.model_config["env_prefix"]
+    rows = []
+    for name, field in settings.model_fields.items():
+        default = "" if field.default in (None, "") else f"`{field.default}`"
+        rows.append(f"| `{prefix}{name.upper()}` | {default} | {field.description} |")
+    return rows
+
+
+def _described_attributes() -> dict[str, str]:
+    described = {
+        "api_key": "The API key; sent as `Authorization: Bearer`.",
+        "transport_mode": "How usage travels; `http` so far.",
+    }
+    documented = inspect.getdoc(sdk.Settings) or ""
+    for line in documented.partition("Attributes:")[2].splitlines():
+        name, separator, text = line.strip().partition(": ")
+        if separator:
+            described.setdefault(name, text)
+    return described
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,72 @@
+"""The documentation is true: its code runs, its links lead somewhere, its settings are those of the code."""
+
+import os
+import re
+import runpy
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.up import KEY, Up
+from tests.waiting import eventually
+
+REPOSITORY = Path(__file__).parents[2]
+PAGES = [
+    *REPOSITORY.glob("*.md"),
+    *REPOSITORY.glob("docs/**/*.md"),
+]
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    running = Up(tmp_path_factory.mktemp("docs"))
+    running.start()
+    yield running
+    assert running.stop() == 0
+
+
+def test_the_code_of_the_readme_is_metered(up: Up, tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.S)
+    settings = {
+        "METERING_ENDPOINT": f"http://{up.http}",
+        "METERING_API_KEY": KEY,
+        "METERING_SPOOL_DIR": str(tmp_path),
+    }
+
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, **settings})
+
+    def usage() -> list[tuple[str, dict[str, str], str]]:
+        answer = up.get("/v1/meter/events", meter="orders.items")
+        return [(one["tenant_id"], one["dimensions"], one["quantity"]) for one in answer["data"]]
+
+    eventually(usage, lambda found: found == [("acme", {"region": "eu"}, "3")])
+
+
+def test_the_settings_page_is_that_of_the_code() -> None:
+    made = runpy.run_path(str(REPOSITORY / "docs" / "_settings.py"))
+
+    assert (REPOSITORY / "docs" / "settings.md").read_text() == made["page"]()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        assert target.startswith("http") or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_every_make_command_exists(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.M))
+
+    assert set(re.findall(r"\bmake ([a-z]+)\b(?!\s+of)", page.read_text())) <= targets
+
+
+def test_the_variables_of_the_example_are_settings() -> None:
+    settings = (REPOSITORY / "docs" / "settings.md").read_text()
+    for name in re.findall(
+        r"^#?\s?(METERING_\w+)=", (REPOSITORY / ".env.example").read_text(), re.M
+    ):
+        assert f"`{name}`" in settings, name
