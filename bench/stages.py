@@ -12,13 +12,14 @@ from otel_metering.clock import SystemClock
 from otel_metering.contract.meter import Meters, Signal
 from otel_metering.spool import open_spool
 from receiver import rows
-from receiver.admit import MicroBatch, Sender
+from receiver.admit import MicroBatch
 from receiver.identity import SeenIds
 from receiver.metering import Metering
 from receiver.otlp.metrics import decode_metrics
 from receiver.store import tables
 from receiver.store.client import Store
 from receiver.store.migrate import migrate
+from receiver.usage import Sender
 
 SENDER = Sender(key_id="bench", bound_tenant=None)
 ROWS_PER_INSERT = 50_000

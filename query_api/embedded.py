@@ -23,11 +23,11 @@ from otel_metering.errors import ConfigurationError, MeteringError, UnavailableE
 from query_api import config
 from query_api.app import create_app
 from query_api.services import Services
-from receiver.admit import Sender
 from receiver.app import Receiver
 from receiver.config import Settings
 from receiver.ingest import Work
 from receiver.store.keys import Principal, Scope
+from receiver.usage import Sender
 
 STOP_GRACE_SECONDS: Final = 5.0
 """How long a request that has begun may take to end."""

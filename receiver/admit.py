@@ -10,7 +10,6 @@ Pure: takes bytes and the time, gives entries and an outcome for each request. R
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,28 +25,17 @@ from otel_metering.contract.meter import Signal
 from otel_metering.errors import InvalidUsageError
 from receiver import identity, quantity, rows
 from receiver.identity import SeenIds, Words
-from receiver.metering import Metering, Reason, Refusal, Series, Use, Verdict
+from receiver.metering import Metering
 from receiver.otlp import items, metrics, values
 from receiver.otlp.items import Item
 from receiver.otlp.metrics import PointGroup
+from receiver.points import Points, take
 from receiver.quantity import Ints
-
-EARLIEST_NS: Final = 946_684_800 * 10**9
-"""2000-01-01: older timestamps are a sender's clock that was never set."""
-
-MAX_AHEAD_NS: Final = 24 * 3600 * 10**9
-"""How far ahead of our clock a timestamp may be: a day covers a wrong time zone, not a wrong year."""
+from receiver.quarantine import refused_item, refused_point, time_problem
+from receiver.usage import Reason, Refusal, Sender, Series, Use, Verdict
 
 IdFactory = Callable[[], bytes]
 """Makes 16 random bytes, for an event that may be sent twice on purpose."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sender:
-    """Whose request it is: the API key, and the tenant it is bound to, if any."""
-
-    key_id: str
-    bound_tenant: str | None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -117,7 +105,7 @@ class _Request:
 
     def add_points(self, group: PointGroup, places: Ints, numbers: Ints) -> None:
         if len(places):
-            self.groups.append((_take(group, places), numbers))
+            self.groups.append((take(group, places), numbers))
 
     def refuse(self, row: rows.QuarantineRow) -> None:
         self.quarantine.append(row)
@@ -167,7 +155,14 @@ class MicroBatch:
 
     def admit(self) -> Admitted:
         """Find what is new. Changes nothing: remembering is the caller's, after the commit."""
-        points = _Points.gather(self._requests, self._metering.streams.series)
+        points = Points(
+            [
+                (number, request.sender, group, numbers)
+                for number, request in enumerate(self._requests)
+                for group, numbers in request.groups
+            ],
+            self._metering.streams.series,
+        )
         for owner, row in points.refuse_invalid(self._now_ns):
             self._requests[owner].refuse(row)
         quarantine = [
@@ -240,7 +235,7 @@ class MicroBatch:
                 request.outcome.ignored += len(places)
             elif isinstance(resolution, Refusal):
                 for i in places.tolist():
-                    request.refuse(_refused_point(group, i, resolution, request.sender))
+                    request.refuse(refused_point(group, i, resolution, request.sender))
             else:
                 for series in resolution:
                     request.add_points(group, places, np.full(len(places), series, np.int64))
@@ -256,7 +251,7 @@ class MicroBatch:
                 request.outcome.ignored += 1
                 continue
             if isinstance(resolution, Refusal):
-                request.refuse(_refused_item(item, resolution, request.sender))
+                request.refuse(refused_item(item, resolution, request.sender))
                 continue
             problem = self._item_problem(item, resolution)
             if problem is not None:
@@ -267,7 +262,7 @@ class MicroBatch:
                     attributes=described,
                     service_name=resolution[0].series.service_name,
                 )
-                request.refuse(_refused_item(item, refusal, request.sender))
+                request.refuse(refused_item(item, refusal, request.sender))
                 continue
             request.events.extend(self._item_row(item, use) for use in resolution)
 
@@ -278,7 +273,7 @@ class MicroBatch:
             return Reason.INVALID_EVENT_ID, detail
         if item.header.signal is Signal.SPAN and not item.time_ns:
             return Reason.NO_TIMESTAMP, "the span has no end time"
-        return _time_problem(item.time_ns or self._now_ns, self._now_ns)
+        return time_problem(item.time_ns or self._now_ns, self._now_ns)
 
     def _item_row(self, item: Item, use: Use) -> _Row:
         series, time_ns = use.series, item.time_ns or self._now_ns
@@ -305,7 +300,7 @@ class MicroBatch:
                 f"tenant_id is {tenant!r}, but the API key is bound to {sender.bound_tenant!r}"
             )
         time_ns = self._now_ns if event.timestamp_ns is None else event.timestamp_ns
-        problem = _time_problem(time_ns, self._now_ns)
+        problem = time_problem(time_ns, self._now_ns)
         if problem is not None:
             raise InvalidUsageError(problem[1])
         attributes = dict(event.attributes)
@@ -336,182 +331,7 @@ class MicroBatch:
             request.outcome.duplicates += int(duplicates[number])
 
 
-class _Points:
-    """All number points of a micro-batch, as columns."""
-
-    def __init__(
-        self, groups: Sequence[tuple[int, Sender, PointGroup, Ints]], series: Sequence[Series]
-    ) -> None:
-        self._groups = groups
-        self._series = series
-        self._offsets = np.cumsum([0, *(len(numbers) for *_, numbers in groups)])
-        self.owners = np.repeat(
-            np.array([owner for owner, *_ in groups], np.int64),
-            np.array([len(numbers) for *_, numbers in groups], np.int64),
-        )
-        none: Ints = np.zeros(0, np.int64)
-        self.numbers = np.concatenate([none, *(numbers for *_, numbers in groups)])
-        self.start = np.concatenate([none, *(g.start_ns.view(np.int64) for _, _, g, _ in groups)])
-        self.time = np.concatenate([none, *(g.time_ns.view(np.int64) for _, _, g, _ in groups)])
-        self.bits = np.concatenate([none, *(g.bits for _, _, g, _ in groups)])
-        self.kinds = np.concatenate([np.zeros(0, np.uint8), *(g.kinds for _, _, g, _ in groups)])
-        self._index_series()
-
-    @classmethod
-    def gather(cls, requests: Sequence[_Request], series: Sequence[Series]) -> "_Points":
-        """The points of `requests`, in their order."""
-        return cls(
-            [
-                (owner, request.sender, group, numbers)
-                for owner, request in enumerate(requests)
-                for group, numbers in request.groups
-            ],
-            series,
-        )
-
-    def _index_series(self) -> None:
-        unique, self.inverse = np.unique(self.numbers, return_inverse=True)
-        self.used = [self._series[number] for number in unique.tolist()]
-
-    def refuse_invalid(self, now_ns: int) -> list[tuple[int, rows.QuarantineRow]]:
-        """Take out the points that cannot be billed; returns (request, quarantine row) of each."""
-        is_double = self.kinds == metrics.DOUBLE
-        doubles = self.bits.view(np.float64)
-        problems = {
-            Reason.NO_TIMESTAMP: self.time == 0,
-            Reason.TIMESTAMP_OUT_OF_RANGE: (self.time < EARLIEST_NS)
-            | (self.time > now_ns + MAX_AHEAD_NS),
-            Reason.NO_VALUE: self.kinds == metrics.NO_VALUE,
-            Reason.INVALID_QUANTITY: (is_double & ~quantity.are_storable(doubles))
-            | self._is_negative(is_double, doubles),
-        }
-        bad = np.logical_or.reduce(list(problems.values()))
-        if not bad.any():
-            return []
-        refused = []
-        for i in np.flatnonzero(bad).tolist():
-            reason = next(reason for reason, mask in problems.items() if mask[i])
-            refused.append((int(self.owners[i]), self._refused(i, reason)))
-        self._keep(~bad)
-        return refused
-
-    def ids(self) -> tuple[Words, Words]:
-        """Identity of each point."""
-        key_first, key_second = identity.to_words(b"".join(series.key for series in self.used))
-        words = [column.view(np.uint64) for column in (self.start, self.time, self.bits)]
-        return identity.siphash(key_first[self.inverse], key_second[self.inverse], words)
-
-    def select(self, mask: NDArray[np.bool_]) -> "_Points":
-        """These points, without those that are False in `mask`."""
-        if not mask.all():
-            self._keep(mask)
-        return self
-
-    def quantities(self) -> tuple[Ints, Ints]:
-        """(whole, nano) of each point."""
-        is_double = self.kinds == metrics.DOUBLE
-        whole, nano = self.bits.copy(), np.zeros(len(self.bits), np.int64)
-        if is_double.any():
-            doubles = self.bits[is_double].view(np.float64)
-            whole[is_double], nano[is_double] = quantity.from_doubles(doubles)
-        scales = np.array([series.scale for series in self.used], np.int64)[self.inverse]
-        for scale in np.unique(scales[scales > 0]).tolist():
-            mask = (scales == scale) & ~is_double
-            whole[mask], nano[mask] = quantity.from_ints(self.bits[mask], scale)
-        return whole, nano
-
-    def _is_negative(
-        self, is_double: NDArray[np.bool_], doubles: NDArray[np.float64]
-    ) -> NDArray[np.bool_]:
-        is_monotonic = np.array([series.is_monotonic for series in self.used], np.bool_)
-        with np.errstate(invalid="ignore"):
-            negative = np.where(is_double, doubles < 0, self.bits < 0)
-        return negative & is_monotonic[self.inverse]
-
-    def _keep(self, mask: NDArray[np.bool_]) -> None:
-        for name in ("owners", "numbers", "start", "time", "bits", "kinds"):
-            setattr(self, name, getattr(self, name)[mask])
-        self._index_series()
-
-    def _refused(self, i: int, reason: Reason) -> rows.QuarantineRow:
-        place = int(np.searchsorted(self._offsets, i, side="right")) - 1
-        _, sender, group, _ = self._groups[place]
-        series = self._series[int(self.numbers[i])]
-        refusal = Refusal(
-            reason=reason,
-            detail=_DETAILS[reason],
-            tenant_id=series.tenant_id,
-            attributes=series.attributes,
-            service_name=series.service_name,
-        )
-        return _refused_point(group, i - int(self._offsets[place]), refusal, sender)
-
-
-_DETAILS: Final = {
-    Reason.NO_TIMESTAMP: "time_unix_nano is 0",
-    Reason.TIMESTAMP_OUT_OF_RANGE: "time_unix_nano is before 2000 or more than a day ahead",
-    Reason.NO_VALUE: "the point has neither as_int nor as_double",
-    Reason.INVALID_QUANTITY: "the value is not finite, too large, or negative on a monotonic sum",
-}
-
-
-def _time_problem(time_ns: int, now_ns: int) -> tuple[Reason, str] | None:
-    if EARLIEST_NS <= time_ns <= now_ns + MAX_AHEAD_NS:
-        return None
-    return (
-        Reason.TIMESTAMP_OUT_OF_RANGE,
-        f"timestamp {time_ns} ns is before 2000 or more than a day ahead; correct the sender's clock",
-    )
-
-
-def _take(group: PointGroup, places: NDArray[np.int64]) -> PointGroup:
-    chosen = places.tolist()
-    return PointGroup(
-        group.header,
-        [group.points[i] for i in chosen],
-        [group.tails[i] for i in chosen],
-        group.start_ns[places],
-        group.time_ns[places],
-        group.bits[places],
-        group.kinds[places],
-    )
-
-
-def _refused_point(
-    group: PointGroup, i: int, refusal: Refusal, sender: Sender
-) -> rows.QuarantineRow:
-    payload = metrics.encode_single(group.header, group.points[i])
-    name = values.decode_text(group.header.name)
-    return _quarantine(Signal.METRIC, name, int(group.time_ns[i]), payload, refusal, sender)
-
-
-def _refused_item(item: Item, refusal: Refusal, sender: Sender) -> rows.QuarantineRow:
-    name = values.decode_text(item.header.name)
-    payload = items.encode_single(item)
-    return _quarantine(item.header.signal, name, item.time_ns, payload, refusal, sender)
-
-
-def _quarantine(
-    signal: Signal, name: str, time_ns: int, payload: bytes, refusal: Refusal, sender: Sender
-) -> rows.QuarantineRow:
-    bound = (sender.bound_tenant or "").encode()
-    return rows.QuarantineRow(
-        # The same item, sent again, is in quarantine once.
-        event_id=identity.digest(b"quarantine", bound, payload),
-        reason=refusal.reason,
-        detail=refusal.detail,
-        signal=signal,
-        name=name,
-        tenant_id=refusal.tenant_id,
-        timestamp_ns=min(time_ns, 2**63 - 1),
-        attributes=refusal.attributes,
-        service_name=refusal.service_name,
-        payload=payload,
-        key_id=sender.key_id,
-    )
-
-
-def _columns(points: _Points, others: Sequence[_Row], ids: bytes) -> rows.EventColumns:
+def _columns(points: Points, others: Sequence[_Row], ids: bytes) -> rows.EventColumns:
     whole, nano = points.quantities()
     base, count = len(points.used), len(points.numbers)
     extra = np.array([(r.whole, r.nano, r.start_ns, r.time_ns) for r in others], np.int64)

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 
 from otel_metering.contract.attributes import API_KEY_HEADER
-from receiver.admit import Sender
 from receiver.errors import PermissionDeniedError, UnauthenticatedError
 from receiver.store.keys import ApiKeys, Scope
+from receiver.usage import Sender
 
 
 def authenticate(headers: Mapping[str, str], keys: ApiKeys) -> Sender:

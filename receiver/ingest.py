@@ -22,9 +22,10 @@ from otel_metering.contract.event import UsageEvent
 from otel_metering.contract.meter import Signal
 from otel_metering.errors import InvalidUsageError, UnavailableError
 from otel_metering.spool import Spool
-from receiver.admit import Admitted, MicroBatch, Outcome, Sender
+from receiver.admit import Admitted, MicroBatch, Outcome
 from receiver.identity import ID_BYTES, SeenIds
 from receiver.metering import Metering
+from receiver.usage import Sender
 
 MAX_BATCH_BYTES: Final = 8 * 2**20
 """Bytes of requests in one micro-batch: some 75,000 points, a tenth of a second of work."""

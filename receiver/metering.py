@@ -12,12 +12,9 @@ Rules that live only here:
 Correctness never depends on the cache: it is emptied when it is full.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
-from enum import StrEnum
-from functools import cached_property
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -38,114 +35,20 @@ from receiver.otlp import lazy_pb2 as lazy
 from receiver.otlp import values
 from receiver.otlp.items import ItemHeader
 from receiver.otlp.metrics import FLAG_NO_RECORDED_VALUE, MetricHeader, MetricType, Temporality
+from receiver.usage import (
+    ItemResolution,
+    Pairs,
+    PointResolution,
+    Reason,
+    Refusal,
+    Series,
+    Streams,
+    Use,
+    Verdict,
+)
 
 MAX_CACHED_STREAMS: Final = 200_000
 """Streams kept; about 2 KB each with ten attributes."""
-
-Pairs = tuple[tuple[str, str], ...]
-"""Names and texts, sorted by name."""
-
-
-class Reason(StrEnum):
-    """Why an item is in quarantine."""
-
-    NO_TENANT = "no_tenant"
-    INVALID_TENANT = "invalid_tenant"
-    TENANT_NOT_ALLOWED = "tenant_not_allowed"
-    NO_METER = "no_meter"
-    INVALID_METER = "invalid_meter"
-    UNKNOWN_TEMPORALITY = "unknown_temporality"
-    UNSUPPORTED = "unsupported"
-    NO_TIMESTAMP = "no_timestamp"
-    TIMESTAMP_OUT_OF_RANGE = "timestamp_out_of_range"
-    NO_VALUE = "no_value"
-    INVALID_QUANTITY = "invalid_quantity"
-    INVALID_EVENT_ID = "invalid_event_id"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Series:
-    """Everything that all events of one stream share as usage of one meter.
-
-    Attributes:
-        key: Tenant, meter and stream in 16 bytes: the key of its points' identities.
-        tenant_id: Who pays.
-        meter: Slug.
-        dimensions: What the meter groups by.
-        attributes: All attributes of the item.
-        service_name: From the resource.
-        signal: Where it came from.
-        stream_id: 16 bytes.
-        scale: Decimal places of integer values.
-        unique_key: What a unique count counts; empty: nothing.
-        is_monotonic: Whether a negative value is an error.
-    """
-
-    key: bytes
-    tenant_id: str
-    meter: str
-    dimensions: Pairs
-    attributes: Pairs
-    service_name: str
-    signal: Signal
-    stream_id: bytes
-    scale: int = 0
-    unique_key: str = ""
-    is_monotonic: bool = False
-
-    @cached_property
-    def encoded(self) -> bytes:
-        """What rows say of it, as JSON: made once for each stream, and read in the writer once."""
-        columns = (
-            self.tenant_id,
-            self.meter,
-            self.dimensions,
-            self.attributes,
-            self.service_name,
-            self.signal,
-            self.stream_id.hex(),
-            self.unique_key,
-        )
-        return json.dumps(columns).encode()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """Why the items of a stream cannot be billed, and what is known of them."""
-
-    reason: Reason
-    detail: str
-    tenant_id: str
-    attributes: Pairs
-    service_name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """One item as usage of one meter.
-
-    Attributes:
-        series: What it shares with others.
-        quantity: How much; None: the length of the span in seconds.
-        event_id: The sender's idempotency key.
-    """
-
-    series: Series
-    quantity: Decimal | None
-    event_id: str | None
-
-
-class Verdict(StrEnum):
-    """What a point is when it is not usage of exactly one meter."""
-
-    IGNORED = "ignored"
-    STALE = "stale"
-    IRREGULAR = "irregular"
-    """The tail of the point has numbers in it: its metric must be parsed again (`metrics.reparse`)."""
-
-
-PointResolution = Verdict | Refusal | tuple[Series, ...]
-ItemResolution = Verdict | Refusal | tuple[Use, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,34 +63,6 @@ class _Context:
     bound_tenant: str | None
     stream: bytes
     is_monotonic: bool = False
-
-
-class Streams:
-    """What the numbers in `MetricStreams.numbers` stand for."""
-
-    def __init__(self) -> None:
-        self.series: list[Series] = []
-        self.others: list[Verdict | Refusal | tuple[int, ...]] = []
-
-    def number(self, resolution: PointResolution) -> int:
-        """A number for it: n >= 0 is `series[n]`, and n < 0 is `others[~n]` (tuples: of n >= 0)."""
-        if isinstance(resolution, tuple):
-            first = len(self.series)
-            self.series.extend(resolution)
-            if len(resolution) == 1:
-                return first
-            self.others.append(tuple(range(first, len(self.series))))
-        else:
-            self.others.append(resolution)
-        return ~(len(self.others) - 1)
-
-    def __len__(self) -> int:
-        return len(self.series) + len(self.others)
-
-    def clear(self) -> None:
-        """Forget everything; numbers given out before mean nothing any more."""
-        self.series.clear()
-        self.others.clear()
 
 
 class MetricStreams:
@@ -236,14 +111,7 @@ class MetricStreams:
                 f"{names.QUANTITY_SCALE} must be 0 to {QUANTITY_DECIMALS}",
             )
         if problem is not None or tenant is None:
-            reason, detail = problem or (Reason.NO_TENANT, "")
-            return Refusal(
-                reason=reason,
-                detail=detail,
-                tenant_id=tenant or "",
-                attributes=described,
-                service_name=context.service_name,
-            )
+            return _refusal(problem, tenant, described, context)
         stream_id = digest(b"stream", context.stream, values.canonical(attributes))
         return tuple(
             _series(definition, context, tenant, attributes, described, stream_id)
@@ -341,14 +209,7 @@ class Metering:
                 if isinstance(error, MalformedPayloadError):
                     raise
                 problem = (Reason.INVALID_QUANTITY, str(error))
-        reason, detail = problem or (Reason.NO_TENANT, "")
-        return Refusal(
-            reason=reason,
-            detail=detail,
-            tenant_id=tenant or "",
-            attributes=described,
-            service_name=context.service_name,
-        )
+        return _refusal(problem, tenant, described, context)
 
     def _metric_context(self, header: MetricHeader, bound_tenant: str | None) -> _Context:
         name, scope = values.decode_text(header.name), _parse_scope(header.scope)
@@ -356,44 +217,44 @@ class Metering:
         fed = self._meters.fed_by(signal=Signal.METRIC, name=name, scope=scope_name)
         if scope_name == names.SCOPE_NAME and name not in {definition.slug for definition in fed}:
             fed = (*fed, self._meters.find(name))
-        resource = _parse_resource(header.resource)
-        stream = digest(
-            b"metric",
-            values.canonical(resource),
-            *_scope_parts(scope),
-            header.name,
-            header.unit,
-            bytes([header.type, header.temporality & 0xFF, header.is_monotonic]),
-        )
-        return _Context(
-            Signal.METRIC,
-            name,
-            resource,
-            _text(resource, names.SERVICE_NAME) or "",
-            fed,
-            bound_tenant,
-            stream,
-            header.is_monotonic,
-        )
+        shape = bytes([header.type, header.temporality & 0xFF, header.is_monotonic])
+        context = _context(Signal.METRIC, header, fed, bound_tenant, header.unit, shape)
+        return replace(context, is_monotonic=header.is_monotonic)
 
     def _item_context(self, header: ItemHeader, bound_tenant: str | None) -> _Context:
         name, scope = values.decode_text(header.name), _parse_scope(header.scope)
-        resource = _parse_resource(header.resource)
         fed = self._meters.fed_by(
             signal=header.signal, name=name, scope=values.decode_text(scope.name), kind=header.kind
         )
-        stream = digest(
-            header.signal.encode(), values.canonical(resource), *_scope_parts(scope), header.name
-        )
-        return _Context(
-            header.signal,
-            name,
-            resource,
-            _text(resource, names.SERVICE_NAME) or "",
-            fed,
-            bound_tenant,
-            stream,
-        )
+        return _context(header.signal, header, fed, bound_tenant)
+
+
+def _context(
+    signal: Signal,
+    header: MetricHeader | ItemHeader,
+    definitions: tuple[MeterDefinition, ...],
+    bound_tenant: str | None,
+    *more: bytes,
+) -> _Context:
+    """What `header` says; its stream is that of resource, scope, name and `more`."""
+    resource, scope = _parse_resource(header.resource), _parse_scope(header.scope)
+    return _Context(
+        signal=signal,
+        name=values.decode_text(header.name),
+        resource=resource,
+        service_name=_text(resource, names.SERVICE_NAME) or "",
+        definitions=definitions,
+        bound_tenant=bound_tenant,
+        stream=digest(
+            signal.encode(),
+            values.canonical(resource),
+            scope.name,
+            scope.version,
+            values.canonical(values.parse_attributes(scope.attributes)),
+            header.name,
+            *more,
+        ),
+    )
 
 
 def _parse_resource(encoded: bytes) -> dict[bytes, bytes]:
@@ -408,10 +269,6 @@ def _parse_scope(encoded: bytes) -> lazy.Scope:
         return lazy.Scope.FromString(encoded)
     except DecodeError as error:
         raise MalformedPayloadError("a scope is not an InstrumentationScope message") from error
-
-
-def _scope_parts(scope: lazy.Scope) -> tuple[bytes, bytes, bytes]:
-    return scope.name, scope.version, values.canonical(values.parse_attributes(scope.attributes))
 
 
 def _describe(attributes: Mapping[bytes, bytes]) -> Pairs:
@@ -457,6 +314,19 @@ def _problem(context: _Context, tenant: str | None) -> tuple[Reason, str] | None
         if not is_valid_name(definition.slug):
             return Reason.INVALID_METER, f"{definition.slug[:128]!r} cannot be a meter's slug"
     return None
+
+
+def _refusal(
+    problem: tuple[Reason, str] | None, tenant: str | None, described: Pairs, context: _Context
+) -> Refusal:
+    reason, detail = problem or (Reason.NO_TENANT, "")
+    return Refusal(
+        reason=reason,
+        detail=detail,
+        tenant_id=tenant or "",
+        attributes=described,
+        service_name=context.service_name,
+    )
 
 
 def _metric_problem(header: MetricHeader) -> tuple[Reason, str] | None:

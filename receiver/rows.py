@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from receiver.identity import ID_BYTES, Words, to_words
-from receiver.metering import Pairs, Series
 from receiver.quantity import Ints
+from receiver.usage import Pairs, Series
 
 EVENTS_KEY: Final = "events"
 QUARANTINE_KEY: Final = "quarantine"

@@ -10,11 +10,12 @@ from otel_metering.clock import SystemClock
 from otel_metering.contract.meter import Meters, Signal
 from otel_metering.errors import UnavailableError
 from otel_metering.spool import Spool, open_spool
-from receiver.admit import Outcome, Sender
+from receiver.admit import Outcome
 from receiver.errors import MalformedPayloadError
 from receiver.identity import SeenIds
 from receiver.ingest import Ingest, Work
 from receiver.metering import Metering
+from receiver.usage import Sender
 from tests.otlp import Point, metrics_request
 
 SENDER = Sender(key_id="k", bound_tenant=None)

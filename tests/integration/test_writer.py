@@ -11,13 +11,14 @@ from otel_metering.clock import SystemClock
 from otel_metering.contract.meter import Meters, Signal
 from otel_metering.errors import ConfigurationError, UnavailableError
 from otel_metering.spool import Spool, open_spool
-from receiver.admit import MicroBatch, Sender
+from receiver.admit import MicroBatch
 from receiver.app import load_seen_ids
 from receiver.identity import SeenIds
 from receiver.metering import Metering
 from receiver.store import tables
 from receiver.store.client import Store, StoreError
 from receiver.store.migrate import migrate, pending, shipped
+from receiver.usage import Sender
 from receiver.writer import Writer
 from tests.otlp import NOON, Point, metrics_request
 from tests.waiting import eventually

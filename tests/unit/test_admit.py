@@ -14,10 +14,11 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 from otel_metering.contract.event import UsageEvent
 from otel_metering.contract.meter import Meters, Signal, parse_meters
 from receiver import rows
-from receiver.admit import Admitted, MicroBatch, Outcome, Sender
+from receiver.admit import Admitted, MicroBatch, Outcome
 from receiver.errors import MalformedPayloadError
 from receiver.identity import SeenIds
 from receiver.metering import Metering
+from receiver.usage import Sender
 from tests.otlp import NOON, Point, logs_request, metrics_request, spans_request
 
 ANYONE = Sender(key_id="k", bound_tenant=None)

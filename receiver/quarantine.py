@@ -1,0 +1,62 @@
+"""Valid telemetry that cannot be billed: why, and what is kept of it."""
+
+from typing import Final
+
+from otel_metering.contract.meter import Signal
+from receiver import identity, rows
+from receiver.otlp import items, metrics, values
+from receiver.otlp.items import Item
+from receiver.otlp.metrics import PointGroup
+from receiver.usage import Reason, Refusal, Sender
+
+EARLIEST_NS: Final = 946_684_800 * 10**9
+"""2000-01-01: older timestamps are a sender's clock that was never set."""
+
+MAX_AHEAD_NS: Final = 24 * 3600 * 10**9
+"""How far ahead of our clock a timestamp may be: a day covers a wrong time zone, not a wrong year."""
+
+
+def time_problem(time_ns: int, now_ns: int) -> tuple[Reason, str] | None:
+    """Why usage of this time cannot be billed at `now_ns`; None: it can."""
+    if EARLIEST_NS <= time_ns <= now_ns + MAX_AHEAD_NS:
+        return None
+    return (
+        Reason.TIMESTAMP_OUT_OF_RANGE,
+        f"timestamp {time_ns} ns is before 2000 or more than a day ahead; correct the sender's clock",
+    )
+
+
+def refused_point(
+    group: PointGroup, i: int, refusal: Refusal, sender: Sender
+) -> rows.QuarantineRow:
+    """What is kept of point `i` of a metric."""
+    payload = metrics.encode_single(group.header, group.points[i])
+    name = values.decode_text(group.header.name)
+    return _quarantine(Signal.METRIC, name, int(group.time_ns[i]), payload, refusal, sender)
+
+
+def refused_item(item: Item, refusal: Refusal, sender: Sender) -> rows.QuarantineRow:
+    """What is kept of a span or log record."""
+    name = values.decode_text(item.header.name)
+    payload = items.encode_single(item)
+    return _quarantine(item.header.signal, name, item.time_ns, payload, refusal, sender)
+
+
+def _quarantine(
+    signal: Signal, name: str, time_ns: int, payload: bytes, refusal: Refusal, sender: Sender
+) -> rows.QuarantineRow:
+    bound = (sender.bound_tenant or "").encode()
+    return rows.QuarantineRow(
+        # The same item, sent again, is in quarantine once.
+        event_id=identity.digest(b"quarantine", bound, payload),
+        reason=refusal.reason,
+        detail=refusal.detail,
+        signal=signal,
+        name=name,
+        tenant_id=refusal.tenant_id,
+        timestamp_ns=min(time_ns, 2**63 - 1),
+        attributes=refusal.attributes,
+        service_name=refusal.service_name,
+        payload=payload,
+        key_id=sender.key_id,
+    )
