@@ -167,6 +167,8 @@ class Sender:
         problems.settle(Problem.FAILED_SENDS)
         if answer.rejected_points:
             problems.report(Problem.REJECTED_POINTS, answer.message, count=answer.rejected_points)
+        elif answer.message:
+            problems.report(Problem.WARNED_REQUESTS, f"the receiver warns: {answer.message}")
 
     def _set_aside(self, parcel: Parcel, reason: str) -> None:
         self._outbox.set_aside(parcel, reason)

@@ -27,6 +27,7 @@ class Problem(StrEnum):
     FAILED_SENDS = "failed_sends"
     REFUSED_REQUESTS = "refused_requests"
     REJECTED_POINTS = "rejected_points"
+    WARNED_REQUESTS = "warned_requests"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,8 @@ class Stats:
         failed_sends: Attempts that will be made again.
         refused_requests: Requests the receiver will never take; they are set aside on disk.
         rejected_points: Points the receiver did not take out of requests that it took.
+        warned_requests: Requests that were taken with a warning: some of their usage is kept in the
+            receiver's quarantine, and not billed.
         sent_requests: Requests acknowledged by the receiver.
         pending_requests: Requests on disk that this process has yet to deliver.
         pending_bytes: Their size.
@@ -57,6 +60,7 @@ class Stats:
     failed_sends: int = 0
     refused_requests: int = 0
     rejected_points: int = 0
+    warned_requests: int = 0
     sent_requests: int = 0
     pending_requests: int = 0
     pending_bytes: int = 0

@@ -112,5 +112,5 @@ def load_seen_ids(store: Store, spool: Spool) -> SeenIds:
             seen.add(*to_words(ids.buffers()[1].to_pybytes()[start : start + len(ids) * ID_BYTES]))
     for entry in spool.entries():
         seen.add(*ids_of(entry.payload))
-    _log.info("Ids loaded", extra={"event": "ids_loaded", "ids": len(seen)})
+    _log.debug("Ids loaded", extra={"event": "ids_loaded", "ids": len(seen)})
     return seen

@@ -5,11 +5,13 @@ import random
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import grpc
 import pytest
 
+from otel_metering.spool import open_spool
 from tests.e2e.up import KEY, Up
 from tests.oracle import FORMATS, Usage, totals
 from tests.otlp import Point, Value, call, logs_request, metrics_request, post, spans_request
@@ -115,6 +117,32 @@ RETRYABLE = {
 }
 
 
+class Load:
+    """Senders that work until the end of the block, and then until all they made is acknowledged."""
+
+    def __init__(self, up: Up, seed: int) -> None:
+        names = [f"s{i}.{'grpc' if i % 2 else 'http'}" for i in range(SENDERS)]
+        self._senders = [Sender(up, name, seed * 100 + i) for i, name in enumerate(names)]
+        self._stopping = threading.Event()
+        self._threads = ThreadPoolExecutor(SENDERS)
+
+    def __enter__(self) -> "Load":
+        self._running = [self._threads.submit(one.run, self._stopping) for one in self._senders]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._threads.shutdown()
+
+    def usages(self) -> list[Usage]:
+        for one in self._running:
+            one.result(timeout=1)
+        # Any other answer would have made an OTLP client drop its data.
+        assert set().union(*(sender.answers for sender in self._senders)) <= RETRYABLE
+        assert sum(sender.repeated for sender in self._senders) > 0
+        return [usage for sender in self._senders for usage in sender.usages]
+
+
 @pytest.mark.parametrize(
     ("seed", "kills"),
     [(1, 20), pytest.param(2, 200, marks=[pytest.mark.long, pytest.mark.timeout(1800)])],
@@ -122,29 +150,36 @@ RETRYABLE = {
 def test_kill_9_at_random_moments_under_load_keeps_totals_exact(
     tmp_path: Path, seed: int, kills: int
 ) -> None:
-    up, chance, stopping = Up(tmp_path), random.Random(seed), threading.Event()
-    names = [f"s{i}.{'grpc' if i % 2 else 'http'}" for i in range(SENDERS)]
-    senders = [Sender(up, name, seed * 100 + i) for i, name in enumerate(names)]
-    moment = threading.Event()
+    up, chance, moment = Up(tmp_path), random.Random(seed), threading.Event()
 
     up.start()
-    with ThreadPoolExecutor(SENDERS) as threads:
-        running = [threads.submit(sender.run, stopping) for sender in senders]
-        try:
-            for _ in range(kills):
-                moment.wait(chance.uniform(0.0, 1.5))
-                up.kill()
-                up.start()
-        finally:
-            stopping.set()
-        for one in running:
-            one.result(timeout=120)
+    with Load(up, seed) as load:
+        for _ in range(kills):
+            moment.wait(chance.uniform(0.0, 1.5))
+            up.kill()
+            up.start()
 
-    usages = [usage for sender in senders for usage in sender.usages]
+    usages = load.usages()
     assert len(usages) > 1_000
-    # Any other answer would have made an OTLP client drop its data.
-    assert set().union(*(sender.answers for sender in senders)) <= RETRYABLE
-    assert sum(sender.repeated for sender in senders) > 10
+    for window in FORMATS:
+        up.eventually_totals(totals(usages, window), window, seconds=60)
+    assert up.stop() == 0
+
+
+def test_a_stop_under_load_writes_everything_acknowledged_into_the_database(tmp_path: Path) -> None:
+    up, moment = Up(tmp_path), threading.Event()
+
+    up.start()
+    with Load(up, 3) as load:
+        for _ in range(3):
+            moment.wait(1)
+            assert up.stop() == 0
+            assert up.printed[-1] == "stopped; everything acknowledged is in the database\n"
+            with closing(open_spool(tmp_path / "spool" / "receiver.db")) as spool:
+                assert spool.entry_count == 0
+            up.start()
+
+    usages = load.usages()
     for window in FORMATS:
         up.eventually_totals(totals(usages, window), window, seconds=60)
     assert up.stop() == 0

@@ -52,7 +52,8 @@ class Up:
             text=True,
             env={**os.environ, "METERING_ADMIN_KEY": KEY},
         )
-        threading.Thread(target=self._read, args=(self._process, ready), daemon=True).start()
+        self._reader = threading.Thread(target=self._read, args=(self._process, ready), daemon=True)
+        self._reader.start()
         assert ready.wait(60), "not ready after a minute:\n" + "".join(self.printed)
         assert self._process.poll() is None, "".join(self.printed)
 
@@ -138,7 +139,9 @@ class Up:
     def _end(self, number: int) -> int:
         assert self._process is not None
         self._process.send_signal(number)
-        return self._process.wait(60)
+        status = self._process.wait(60)
+        self._reader.join()
+        return status
 
 
 def free_ports(count: int) -> list[int]:

@@ -27,10 +27,11 @@ class Act(Enum):
     LOSE_ANSWER = "take it, then close the connection without an answer"
     HANG = "take it, then answer nothing for as long as the server runs"
     REJECT_ONE = "take it, but say that one point was rejected"
+    WARN = "take it, with a warning"
     NOT_OTLP = "answer 200 with a web page"
 
 
-_TAKING = (200, Act.LOSE_ANSWER, Act.HANG, Act.REJECT_ONE)
+_TAKING = (200, Act.LOSE_ANSWER, Act.HANG, Act.REJECT_ONE, Act.WARN)
 
 
 class Point(NamedTuple):
@@ -150,6 +151,9 @@ class _Handler(BaseHTTPRequestHandler):
         content = b""
         if act is Act.REJECT_ONE:
             partial = ExportMetricsPartialSuccess(rejected_data_points=1, error_message="why")
+            content = ExportMetricsServiceResponse(partial_success=partial).SerializeToString()
+        elif act is Act.WARN:
+            partial = ExportMetricsPartialSuccess(error_message="1 in quarantine: no_tenant")
             content = ExportMetricsServiceResponse(partial_success=partial).SerializeToString()
         elif act is Act.NOT_OTLP:
             content = b"<html>log in</html>"

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import otel_metering
 from otel_metering import meter, record, tenant
+from otel_metering._guard import Problem, problems
 from otel_metering.errors import ConfigurationError, InvalidUsageError
 from otel_metering.spool import open_spool
 from tests.integration.sdk_backend import Act, Backend, running_backend
@@ -190,6 +191,21 @@ def test_rejected_points_are_counted(configure: Configure, backend: Backend) -> 
     deliver()
 
     assert otel_metering.stats().rejected_points == before + 1
+
+
+def test_a_warning_of_the_receiver_is_counted_and_logged(
+    configure: Configure, backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    configure()
+    backend.script = [Act.WARN]
+    problems.settle(Problem.WARNED_REQUESTS)  # another test may have been warned
+    before = otel_metering.stats().warned_requests
+
+    record("api.calls")
+    deliver()
+
+    assert otel_metering.stats().warned_requests == before + 1
+    assert "1 in quarantine: no_tenant" in caplog.text
 
 
 def test_refused_requests_are_kept_aside(
