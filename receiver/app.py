@@ -62,6 +62,7 @@ class Receiver:
             spool=self.spool,
             clock=clock,
             max_queue_bytes=settings.max_queue_bytes,
+            pace=self.writer.pace,
             on_commit=self.writer.notify,
         )
         limit = settings.max_request_bytes

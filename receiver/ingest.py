@@ -77,13 +77,26 @@ class Ingest:
         spool: Spool,
         clock: Clock,
         max_queue_bytes: int,
+        pace: Callable[[], None],
         on_commit: Callable[[], None],
     ) -> None:
+        """Put it together.
+
+        Args:
+            metering: Decides what is usage.
+            seen: Every identity that was ever admitted.
+            spool: Where what is admitted goes.
+            clock: The time.
+            max_queue_bytes: Bound on requests that wait to be decoded.
+            pace: Called before each micro-batch; may wait a moment to slow senders down.
+            on_commit: Called after each commit.
+        """
         self._metering = metering
         self._seen = seen
         self._spool = spool
         self._clock = clock
         self._max_queue_bytes = max_queue_bytes
+        self._pace = pace
         self._on_commit = on_commit
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._queued_bytes = 0
@@ -154,6 +167,7 @@ class Ingest:
             taken = self._take()
             is_running = taken[-1] is not None
             batch = [waiting for waiting in taken if waiting is not None]
+            self._pace()
             self._process_all(batch)
             _answer(batch)
 

@@ -45,6 +45,7 @@ def ingest_into(
         spool=spool,
         clock=SystemClock(),
         max_queue_bytes=max_queue_bytes,
+        pace=lambda: None,
         on_commit=lambda: None,
     )
 

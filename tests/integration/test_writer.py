@@ -154,6 +154,30 @@ def test_the_thread_retries_until_it_is_stored_and_then_says_so(
     assert sums(store, "retried") == {(5050, 100)}
 
 
+def test_senders_are_slowed_down_while_the_database_is_behind_and_only_then(
+    store: FaultyStore, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("receiver.writer.BACKLOG_BYTES", 0)
+    monkeypatch.setattr("receiver.writer.MAX_PACE_SECONDS", 60.0)
+    clock, writer = SystemClock(), Writer(spool, store, SystemClock())
+    began = clock.monotonic()
+    writer.pace()  # nothing waits
+
+    put(spool, points_of("paced"))
+    writer.start()
+    writer.pace()  # until it is stored
+    assert spool.entry_count == 0
+
+    store.faults = ["before"] * 1_000
+    put(spool, points_of("paced.not"))
+    writer.notify()
+    eventually(lambda: writer.last_error, lambda error: error is not None)
+    writer.pace()  # a database that fails paces nobody
+    assert clock.monotonic() - began < 30
+    store.faults = []
+    assert writer.stop(drain_seconds=20)
+
+
 def test_a_stop_ends_when_the_database_is_down_and_keeps_the_spool(
     store: FaultyStore, spool: Spool
 ) -> None:
