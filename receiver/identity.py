@@ -129,9 +129,11 @@ class SeenIds:
         for run_first, run_second in self._runs:
             position = np.searchsorted(run_first, asked)
             hits = np.flatnonzero(run_first[np.minimum(position, len(run_first) - 1)] == asked)
-            for hit in hits:
+            is_same = run_second[position[hits]] == second[order[hits]]
+            found[order[hits[is_same]]] = True
+            # Ids that share only their first half lie side by side: with random halves, hardly ever.
+            for hit in hits[~is_same]:
                 i, j = order[hit], int(position[hit])
-                # Ids that share their first half lie side by side; nearly always there is one.
                 while j < len(run_first) and run_first[j] == first[i] and not found[i]:
                     found[i] = run_second[j] == second[i]
                     j += 1

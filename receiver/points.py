@@ -45,8 +45,11 @@ class Points:
         self._index_series()
 
     def _index_series(self) -> None:
-        unique, self.inverse = np.unique(self.numbers, return_inverse=True)
-        self.used = [self._series[number] for number in unique.tolist()]
+        # As np.unique with its inverse, without sorting: the numbers are places in a list.
+        is_used = np.zeros(len(self._series), np.bool_)
+        is_used[self.numbers] = True
+        self.inverse = (np.cumsum(is_used) - 1)[self.numbers]
+        self.used = [self._series[number] for number in np.flatnonzero(is_used).tolist()]
 
     def refuse_invalid(self, now_ns: int) -> list[tuple[int, rows.QuarantineRow]]:
         """Take out the points that cannot be billed; returns (request, quarantine row) of each."""

@@ -26,6 +26,9 @@ _MAP = pa.map_(pa.string(), pa.string())
 _TIME = pa.timestamp("ns", "UTC")
 _INGESTED_AT: Final = b"ingested_at_ms"
 
+_COMPRESSED: Final = pa.ipc.IpcWriteOptions(compression="lz4")
+"""What is written is fsynced before the acknowledgement, so it should be little."""
+
 _SERIES_COLUMNS: Final = {
     "tenant_id": pa.string(),
     "meter": pa.string(),
@@ -197,7 +200,7 @@ def _one_chunk(tables: Sequence[pa.Table], batch_id: bytes) -> pa.Table:
 def _write(*batches: pa.RecordBatch) -> bytes:
     sink = pa.BufferOutputStream()
     for batch in batches:
-        with pa.ipc.new_stream(sink, batch.schema) as writer:
+        with pa.ipc.new_stream(sink, batch.schema, options=_COMPRESSED) as writer:
             writer.write_batch(batch)
     return bytes(sink.getvalue())
 

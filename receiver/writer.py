@@ -18,10 +18,10 @@ from receiver.store import tables
 from receiver.store.client import Store
 
 MAX_BATCH_ENTRIES: Final = 1_024
-MAX_BATCH_BYTES: Final = 8 * 2**20
-"""Spool bytes in one INSERT: some 60,000 to 120,000 rows. Larger batches cost less a row."""
+MAX_BATCH_BYTES: Final = 4 * 2**20
+"""Spool bytes in one INSERT: some 100,000 rows. Larger batches cost less a row."""
 
-FULL_BATCH_BYTES: Final = 4 * 2**20
+FULL_BATCH_BYTES: Final = 2 * 2**20
 """From here on a batch does not wait for more."""
 
 LINGER_SECONDS: Final = 0.4
@@ -29,8 +29,8 @@ LINGER_SECONDS: Final = 0.4
 
 MAX_BACKOFF_SECONDS: Final = 5.0
 
-BACKLOG_BYTES: Final = 2 * MAX_BATCH_BYTES
-"""Spool bytes from which senders are slowed down: what the database takes in one or two seconds."""
+BACKLOG_BYTES: Final = 6 * 2**20
+"""Spool bytes from which senders are slowed down: what the database takes in about a second."""
 
 MAX_PACE_SECONDS: Final = 0.5
 """Longest wait for one micro-batch: far below the five seconds after which a Collector gives up."""
