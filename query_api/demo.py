@@ -251,7 +251,7 @@ class _Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, **environment},  # noqa: TID251 - the child's environment
+            env={**_inherited(), **environment},
             start_new_session=True,  # Ctrl-C is for the demo, which ends its children in order
         )
         self.ready = ""
@@ -283,6 +283,15 @@ class _Process:
                     self.ready = line
                     self._is_ready.set()
         self._is_ready.set()
+
+
+def _inherited() -> dict[str, str]:
+    """The environment without settings: the demo is the same whatever the user has exported."""
+    return {
+        name: value
+        for name, value in os.environ.items()  # noqa: TID251 - of the children
+        if not name.startswith(("METERING_", "OTEL_"))
+    }
 
 
 @contextmanager

@@ -48,7 +48,7 @@ class Points:
         # As np.unique with its inverse, without sorting: the numbers are places in a list.
         is_used = np.zeros(len(self._series), np.bool_)
         is_used[self.numbers] = True
-        self.inverse = (np.cumsum(is_used) - 1)[self.numbers]
+        self.inverse: Ints = (np.cumsum(is_used) - 1)[self.numbers]
         self.used = [self._series[number] for number in np.flatnonzero(is_used).tolist()]
 
     def refuse_invalid(self, now_ns: int) -> list[tuple[int, rows.QuarantineRow]]:
@@ -104,7 +104,8 @@ class Points:
         is_monotonic = np.array([series.is_monotonic for series in self.used], np.bool_)
         with np.errstate(invalid="ignore"):
             negative = np.where(is_double, doubles < 0, self.bits < 0)
-        return negative & is_monotonic[self.inverse]
+        found: NDArray[np.bool_] = negative & is_monotonic[self.inverse]
+        return found
 
     def _keep(self, mask: NDArray[np.bool_]) -> None:
         for name in ("owners", "numbers", "start", "time", "bits", "kinds"):

@@ -33,8 +33,9 @@ class Up:
         self._process: subprocess.Popen[str] | None = None
         self.printed: list[str] = []
 
-    def start(self) -> None:
+    def start(self, admin_key: str | None = KEY) -> None:
         """Start it, and wait until it is ready."""
+        settings = {} if admin_key is None else {"METERING_ADMIN_KEY": admin_key}
         ready = threading.Event()
         self._process = subprocess.Popen(
             [
@@ -50,7 +51,7 @@ class Up:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, "METERING_ADMIN_KEY": KEY},
+            env={**os.environ, **settings},
         )
         self._reader = threading.Thread(target=self._read, args=(self._process, ready), daemon=True)
         self._reader.start()

@@ -1,0 +1,46 @@
+"""An instrumented service installs opentelemetry and nothing else, and pays nothing for an import."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+PYPROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+
+
+def names(requirements: list[str]) -> set[str]:
+    return {re.split(r"[\[>=<]", requirement)[0] for requirement in requirements}
+
+
+def test_the_sdk_depends_on_opentelemetry_alone() -> None:
+    assert all(
+        name.startswith("opentelemetry-") for name in names(PYPROJECT["project"]["dependencies"])
+    )
+
+
+def test_the_sdk_imports_nothing_that_only_an_extra_installs() -> None:
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    modules = {
+        {"googleapis-common-protos": "google.rpc", "grpcio": "grpc", "pyyaml": "yaml"}.get(
+            name, name.replace("-", "_")
+        )
+        for name in names([requirement for extra in extras.values() for requirement in extra])
+    } - {"otel_metering", "protobuf"}
+    assert {"fastapi", "clickhouse_connect", "numpy", "typer", "httpx"} <= modules
+    code = "import sys, otel_metering, otel_metering.middleware.asgi; print(*sys.modules)"
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert modules & set(done.stdout.split()) == set()
+
+
+def test_an_import_starts_no_thread_and_reads_no_setting() -> None:
+    code = (
+        "import os; os.environ['METERING_BATCH_SIZE'] = 'nonsense'; import threading, otel_metering;"
+        "otel_metering.record('api.calls'); print(threading.active_count())"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "1\n"
