@@ -91,6 +91,12 @@ def _report(runs: int, points: int) -> None:
     shares = [_median(v) / _median(r) for v, r in zip(visible, rates, strict=True)]
     table.add_row("  share of the direct insert", *(f"{share:.0%}" for share in shares))
     console.print(table)
+    lags = pipeline.idle_lags(20)
+    console.print(
+        f"From acknowledged to visible, idle: {_median(lags):.2f} s "
+        f"({min(lags):.2f} to {max(lags):.2f}); under full load: "
+        f"{_median([one.visible_seconds - one.acknowledged_seconds for one in ended[0]]):.2f} s\n"
+    )
     _profile(console, received, ended, inserted)
 
 

@@ -11,7 +11,9 @@ import urllib.request
 from dataclasses import dataclass
 from typing import Any
 
-from bench.load import Shape
+import grpc
+
+from bench.load import EXPORT, Shape, requests
 
 POLL_SECONDS = 0.05
 
@@ -58,6 +60,29 @@ def run(shape: Shape, points: int) -> Run:
             server.wait()
     used = {name: after[name] - before.get(name, 0.0) for name in after}
     return Run(points, seconds, visible, generator_cpu, used)
+
+
+def idle_lags(samples: int) -> list[float]:
+    """Seconds from an acknowledgement to visible in `usage_minute`, one request at a time."""
+    key, shape = f"otm_bench_{secrets.token_hex(32)}", Shape(50, 1)
+    bodies = requests(shape, samples * shape.points_per_request)
+    lags = []
+    with tempfile.TemporaryDirectory() as folder:
+        server = _start("bench.server", folder, key)
+        try:
+            addresses = json.loads(_line(server))
+            with grpc.insecure_channel(addresses["grpc"]) as channel:
+                export = channel.unary_unary(EXPORT)
+                for number, body in enumerate(bodies, 1):
+                    export(body, metadata=(("authorization", f"Bearer {key}"),))
+                    began = time.perf_counter()
+                    while _visible(addresses["api"], key) != number * shape.points_per_request:
+                        time.sleep(POLL_SECONDS / 5)
+                    lags.append(time.perf_counter() - began)
+        finally:
+            server.terminate()
+            server.wait()
+    return lags
 
 
 def _start(module: str, *arguments: str) -> "subprocess.Popen[str]":

@@ -1,6 +1,7 @@
 """A running `otel-metering up` that a module shares; tests keep apart by tenant."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,3 +17,14 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     finally:
         if running.is_running:
             running.stop()
+
+
+@pytest.fixture
+def new_up(tmp_path: Path) -> Iterator[Up]:
+    """One for this test alone; not started, and ended in any case."""
+    made = Up(tmp_path)
+    try:
+        yield made
+    finally:
+        if made.is_running:
+            made.kill()

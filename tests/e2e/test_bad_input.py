@@ -55,7 +55,15 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     running = Up(tmp_path_factory.mktemp("bad_input"))
     running.start()
     monkeypatch.undo()
-    yield running
+    try:
+        yield running
+        _check_at_the_end(running)
+    finally:
+        if running.is_running:
+            running.kill()
+
+
+def _check_at_the_end(running: Up) -> None:
     # At the end of everything: it is the same process, it works, and it counted nothing but this.
     assert running.is_running
     status, _, _ = post(running.http, "/v1/metrics", GOOD_BODY, KEY)
@@ -298,12 +306,10 @@ def test_grpc_a_compressed_bomb_is_refused(up: Up) -> None:
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-def test_a_full_spool_is_retryable_at_once(tmp_path_factory: pytest.TempPathFactory) -> None:
-    monkeypatch = pytest.MonkeyPatch()
+def test_a_full_spool_is_retryable_at_once(new_up: Up, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METERING_MAX_SPOOL_BYTES", "10")
-    full = Up(tmp_path_factory.mktemp("full"))
+    full = new_up
     full.start()
-    monkeypatch.undo()
 
     status, body, headers = post(full.http, "/v1/metrics", GOOD_BODY, KEY)
     answer = grpc_answer(full, GOOD_BODY)

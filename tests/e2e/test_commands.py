@@ -76,20 +76,19 @@ def test_a_bad_setting_stops_the_start_and_is_named(
     assert "Traceback" not in done.stderr
 
 
-def test_a_second_process_on_the_same_data_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
-    up = Up(tmp_path)
-    up.start()
+def test_a_second_process_on_the_same_data_is_refused_and_the_first_goes_on(new_up: Up) -> None:
+    new_up.start()
 
-    done = run("up", f"--data-dir={tmp_path}", "--api-port=0")
+    done = run("up", f"--data-dir={new_up.data_dir}", "--api-port=0")
 
     assert done.returncode == 1
     assert "belongs to another running process" in done.stderr
-    assert up.get("/v1/meter/health")["status"] == "ok"
-    assert up.stop() == 0
+    assert new_up.get("/v1/meter/health")["status"] == "ok"
+    assert new_up.stop() == 0
 
 
-def test_the_first_start_makes_an_admin_key_and_prints_it_once(tmp_path: Path) -> None:
-    up = Up(tmp_path)
+def test_the_first_start_makes_an_admin_key_and_prints_it_once(new_up: Up) -> None:
+    up = new_up
     up.start(admin_key=None)
     (line,) = [line for line in up.printed if line.startswith("admin key")]
     key = line.split()[2]
@@ -102,6 +101,6 @@ def test_the_first_start_makes_an_admin_key_and_prints_it_once(tmp_path: Path) -
     assert (status, again) == (201, 201)
     assert made["key"].startswith("otm_")
     assert sum(line.startswith("admin key") for line in up.printed) == 1
-    stored = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    stored = b"".join(path.read_bytes() for path in up.data_dir.rglob("*") if path.is_file())
     assert key.split("_")[2].encode() not in stored
     up.stop()

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from pathlib import Path
 
 import grpc
 import pytest
@@ -148,9 +147,9 @@ class Load:
     [(1, 20), pytest.param(2, 200, marks=[pytest.mark.long, pytest.mark.timeout(1800)])],
 )
 def test_kill_9_at_random_moments_under_load_keeps_totals_exact(
-    tmp_path: Path, seed: int, kills: int
+    new_up: Up, seed: int, kills: int
 ) -> None:
-    up, chance, moment = Up(tmp_path), random.Random(seed), threading.Event()
+    up, chance, moment = new_up, random.Random(seed), threading.Event()
 
     up.start()
     with Load(up, seed) as load:
@@ -166,8 +165,8 @@ def test_kill_9_at_random_moments_under_load_keeps_totals_exact(
     assert up.stop() == 0
 
 
-def test_a_stop_under_load_writes_everything_acknowledged_into_the_database(tmp_path: Path) -> None:
-    up, moment = Up(tmp_path), threading.Event()
+def test_a_stop_under_load_writes_everything_acknowledged_into_the_database(new_up: Up) -> None:
+    up, moment = new_up, threading.Event()
 
     up.start()
     with Load(up, 3) as load:
@@ -175,7 +174,7 @@ def test_a_stop_under_load_writes_everything_acknowledged_into_the_database(tmp_
             moment.wait(1)
             assert up.stop() == 0
             assert up.printed[-1] == "stopped; everything acknowledged is in the database\n"
-            with closing(open_spool(tmp_path / "spool" / "receiver.db")) as spool:
+            with closing(open_spool(up.data_dir / "spool" / "receiver.db")) as spool:
                 assert spool.entry_count == 0
             up.start()
 
