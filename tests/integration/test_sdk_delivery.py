@@ -1,6 +1,7 @@
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from decimal import Decimal
 from itertools import product
 from pathlib import Path
@@ -434,7 +435,8 @@ def test_shutdown_does_not_wait_for_a_dead_receiver(configure: Configure, tmp_pa
 
     assert not thread.is_alive()
     (path,) = tmp_path.glob("shop/*.db")
-    assert sqlite3.connect(path).execute("SELECT count(*) FROM entries").fetchone() == (1,)
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("SELECT count(*) FROM entries").fetchone() == (1,)
 
 
 def test_bad_values_are_counted_and_never_raised(

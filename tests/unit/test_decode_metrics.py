@@ -59,7 +59,9 @@ def test_numbers_and_attributes_are_those_that_were_sent(drawn: list[tuple]) -> 
 
     for i, (start, time, value, attributes, _, flags) in enumerate(drawn):
         kind = {int: metrics.INT, float: metrics.DOUBLE}.get(type(value), metrics.NO_VALUE)
-        packed = struct.pack("<d" if kind == metrics.DOUBLE else "<q", value or 0)
+        packed = struct.pack(
+            "<d" if kind == metrics.DOUBLE else "<q", 0 if value is None else value
+        )
         assert (int(group.start_ns[i]), int(group.time_ns[i])) == (start, time)
         assert group.kinds[i] == kind
         assert group.bits[i : i + 1].tobytes() == packed
