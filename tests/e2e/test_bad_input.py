@@ -187,12 +187,12 @@ def test_an_empty_request_is_a_success(up: Up) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        GOOD_BODY,
-        b"",
-        gzip.compress(GOOD_BODY)[:-9],
-        gzip.compress(GOOD_BODY)[:20],
-        gzip.compress(GOOD_BODY) + b"rest",
-        zlib.compress(GOOD_BODY),
+        pytest.param(GOOD_BODY, id="plain"),
+        pytest.param(b"", id="empty"),
+        pytest.param(gzip.compress(GOOD_BODY)[:-9], id="without-its-end"),
+        pytest.param(gzip.compress(GOOD_BODY)[:20], id="cut-off"),
+        pytest.param(gzip.compress(GOOD_BODY) + b"rest", id="with-a-rest"),
+        pytest.param(zlib.compress(GOOD_BODY), id="zlib"),
     ],
 )
 def test_what_is_not_gzip_is_400(up: Up, body: bytes) -> None:
