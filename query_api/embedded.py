@@ -32,6 +32,9 @@ from receiver.usage import Sender
 STOP_GRACE_SECONDS: Final = 5.0
 """How long a request that has begun may take to end."""
 
+BACKLOG: Final = 1_024
+"""Connections that wait to be accepted."""
+
 SUBMIT_TIMEOUT_SECONDS: Final = 30.0
 
 _log = logging.getLogger(__name__)
@@ -209,7 +212,9 @@ class _Server:
             ConfigurationError: The address cannot be listened on.
         """
         try:
-            self._socket = _listen(self._host, self._port)
+            family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+            address = (self._host, self._port)
+            self._socket = socket.create_server(address, family=family, backlog=BACKLOG)
         except OSError as error:
             raise ConfigurationError(
                 f"{self._name} cannot listen on {self._host}:{self._port}: {error.strerror}; "
@@ -242,17 +247,3 @@ class _QuietServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Leave the signals alone."""
         yield
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(1024)
-        listener.setblocking(False)  # noqa: FBT003 - its only form
-    except OSError:
-        listener.close()
-        raise
-    return listener

@@ -31,7 +31,7 @@ from receiver.otlp.items import Item
 from receiver.otlp.metrics import PointGroup
 from receiver.points import Points, take
 from receiver.quantity import Ints
-from receiver.quarantine import refused_item, refused_point, time_problem
+from receiver.quarantine import refusal_of, refused_item, refused_point, time_problem
 from receiver.usage import Reason, Refusal, Sender, Series, Use, Verdict
 
 IdFactory = Callable[[], bytes]
@@ -72,12 +72,6 @@ class Admitted:
     entries: list[tuple[str, bytes]]
     ids: tuple[Words, Words]
     outcomes: list[Outcome]
-
-
-@dataclass(slots=True)
-class _Quarantined:
-    request: int
-    row: rows.QuarantineRow
 
 
 @dataclass(slots=True)
@@ -165,37 +159,30 @@ class MicroBatch:
         )
         for owner, row in points.refuse_invalid(self._now_ns):
             self._requests[owner].refuse(row)
-        quarantine = [
-            _Quarantined(number, row)
-            for number, request in enumerate(self._requests)
-            for row in request.quarantine
-        ]
+        quarantine = [row for request in self._requests for row in request.quarantine]
         row_owners, all_rows = self._rows()
         point_first, point_second = points.ids()
         row_first, row_second = identity.to_words(b"".join(row.id for row in all_rows))
-        aside_first, aside_second = identity.to_words(
-            b"".join(item.row.event_id for item in quarantine)
-        )
+        aside_first, aside_second = identity.to_words(b"".join(row.event_id for row in quarantine))
         first = np.concatenate((point_first, row_first, aside_first))
         second = np.concatenate((point_second, row_second, aside_second))
         is_new = identity.first_occurrences(first, second) & ~self._seen.contains(first, second)
-        split = [len(point_first), len(point_first) + len(row_first)]
-        new_points, new_rows, new_aside = np.split(is_new, split)
-        self._count(np.concatenate((points.owners, row_owners)), is_new[: split[1]])
-        for item in quarantine:
-            self._requests[item.request].outcome.quarantined += 1
+        event_count = len(point_first) + len(row_first)
+        new_events, new_aside = np.split(is_new, [event_count])
+        new_points, new_rows = np.split(new_events, [len(point_first)])
+        self._count(np.concatenate((points.owners, row_owners)), new_events)
         now_ms = self._now_ns // 1_000_000
         entries = []
-        if is_new[: split[1]].any():
+        if new_events.any():
             columns = _columns(
                 points.select(new_points),
                 [row for row, new in zip(all_rows, new_rows, strict=True) if new],
                 identity.to_bytes(
-                    first[: split[1]][is_new[: split[1]]], second[: split[1]][is_new[: split[1]]]
+                    first[:event_count][new_events], second[:event_count][new_events]
                 ),
             )
             entries.append((rows.EVENTS_KEY, rows.encode_events(columns, now_ms)))
-        aside = [item.row for item, new in zip(quarantine, new_aside, strict=True) if new]
+        aside = [row for row, new in zip(quarantine, new_aside, strict=True) if new]
         if aside:
             entries.append((rows.QUARANTINE_KEY, rows.encode_quarantine(aside, now_ms)))
         return Admitted(
@@ -244,7 +231,7 @@ class MicroBatch:
 
     def _add_items(self, request: _Request, decoded: Sequence[Item]) -> None:
         for item in decoded:
-            resolution, described = self._metering.item(
+            resolution = self._metering.item(
                 item.header, item.attributes, request.sender.bound_tenant
             )
             if isinstance(resolution, Verdict):
@@ -255,21 +242,14 @@ class MicroBatch:
                 continue
             problem = self._item_problem(item, resolution)
             if problem is not None:
-                refusal = Refusal(
-                    reason=problem[0],
-                    detail=problem[1],
-                    tenant_id=resolution[0].series.tenant_id,
-                    attributes=described,
-                    service_name=resolution[0].series.service_name,
-                )
+                refusal = refusal_of(resolution[0].series, *problem)
                 request.refuse(refused_item(item, refusal, request.sender))
                 continue
             request.events.extend(self._item_row(item, use) for use in resolution)
 
     def _item_problem(self, item: Item, uses: Sequence[Use]) -> tuple[Reason, str] | None:
-        event_id = uses[0].event_id
-        if event_id is not None and not 0 < len(event_id) <= MAX_EVENT_ID_LENGTH:
-            detail = f"{names.EVENT_ID} has {len(event_id)} characters; 1 to {MAX_EVENT_ID_LENGTH} are allowed"
+        detail = _event_id_problem(names.EVENT_ID, uses[0].event_id)
+        if detail is not None:
             return Reason.INVALID_EVENT_ID, detail
         if item.header.signal is Signal.SPAN and not item.time_ns:
             return Reason.NO_TIMESTAMP, "the span has no end time"
@@ -304,12 +284,12 @@ class MicroBatch:
         if problem is not None:
             raise InvalidUsageError(problem[1])
         attributes = dict(event.attributes)
-        row_id = self._new_id()
-        if event.event_id is not None:
-            if not 0 < len(event.event_id) <= MAX_EVENT_ID_LENGTH:
-                raise InvalidUsageError(
-                    f"event_id has {len(event.event_id)} characters; 1 to {MAX_EVENT_ID_LENGTH} are allowed"
-                )
+        detail = _event_id_problem("event_id", event.event_id)
+        if detail is not None:
+            raise InvalidUsageError(detail)
+        if event.event_id is None:
+            row_id = self._new_id()
+        else:
             attributes[names.EVENT_ID] = event.event_id
             row_id = identity.explicit_id(tenant, meter, event.event_id)
         series = self._metering.event(tenant, meter, attributes)
@@ -327,8 +307,15 @@ class MicroBatch:
         accepted = np.bincount(owners[is_new], minlength=count)
         duplicates = np.bincount(owners[~is_new], minlength=count)
         for number, request in enumerate(self._requests):
-            request.outcome.accepted += int(accepted[number])
-            request.outcome.duplicates += int(duplicates[number])
+            request.outcome.accepted = int(accepted[number])
+            request.outcome.duplicates = int(duplicates[number])
+            request.outcome.quarantined = len(request.quarantine)
+
+
+def _event_id_problem(name: str, event_id: str | None) -> str | None:
+    if event_id is None or 0 < len(event_id) <= MAX_EVENT_ID_LENGTH:
+        return None
+    return f"{name} has {len(event_id)} characters; 1 to {MAX_EVENT_ID_LENGTH} are allowed"
 
 
 def _columns(points: Points, others: Sequence[_Row], ids: bytes) -> rows.EventColumns:

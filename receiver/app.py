@@ -12,10 +12,10 @@ from otel_metering.spool import Spool, open_spool
 from receiver.config import Settings
 from receiver.grpc_server import GrpcServer
 from receiver.http_server import HttpApp
-from receiver.identity import ID_BYTES, SeenIds, to_words
+from receiver.identity import SeenIds
 from receiver.ingest import Ingest
 from receiver.metering import Metering
-from receiver.rows import ids_of
+from receiver.rows import ids_of, words_of
 from receiver.store import tables
 from receiver.store.client import Store
 from receiver.store.keys import ApiKeys
@@ -109,8 +109,7 @@ def load_seen_ids(store: Store, spool: Spool) -> SeenIds:
     seen = SeenIds()
     for table in (tables.EVENTS, tables.QUARANTINE):
         for ids in store.stream_column(f"SELECT event_id FROM {table}"):  # noqa: S608 - from tables.py
-            start = ids.offset * ID_BYTES
-            seen.add(*to_words(ids.buffers()[1].to_pybytes()[start : start + len(ids) * ID_BYTES]))
+            seen.add(*words_of(ids))
     for entry in spool.entries():
         seen.add(*ids_of(entry.payload))
     _log.debug("Ids loaded", extra={"event": "ids_loaded", "ids": len(seen)})

@@ -151,8 +151,8 @@ class Metering:
 
     def item(
         self, header: ItemHeader, encoded_attributes: Iterable[bytes], bound_tenant: str | None
-    ) -> tuple[ItemResolution, Pairs]:
-        """What a span or log record is, and its attributes.
+    ) -> ItemResolution:
+        """What a span or log record is.
 
         Raises:
             MalformedPayloadError: An attribute, the resource or the scope is not OTLP.
@@ -163,9 +163,8 @@ class Metering:
             self._contexts[(header, bound_tenant)] = context
         attributes = values.parse_attributes(encoded_attributes)
         if not context.definitions and not _claims_usage(attributes):
-            return Verdict.IGNORED, ()
-        described = _describe(attributes)
-        return self._decide_item(context, attributes, described), described
+            return Verdict.IGNORED
+        return self._decide_item(context, attributes)
 
     def event(self, tenant: str, meter: str, attributes: Mapping[str, str]) -> Series:
         """The series of an event of the JSON API, whose tenant and meter are valid."""
@@ -185,10 +184,8 @@ class Metering:
             unique_key=_unique_key(definition, attributes),
         )
 
-    def _decide_item(
-        self, context: _Context, attributes: Mapping[bytes, bytes], described: Pairs
-    ) -> ItemResolution:
-        tenant = _tenant_of(attributes, context)
+    def _decide_item(self, context: _Context, attributes: Mapping[bytes, bytes]) -> ItemResolution:
+        described, tenant = _describe(attributes), _tenant_of(attributes, context)
         definitions = list(context.definitions)
         named = names.QUANTITY.encode() in attributes
         if named and context.name not in {definition.slug for definition in definitions}:
@@ -218,7 +215,7 @@ class Metering:
         if scope_name == names.SCOPE_NAME and name not in {definition.slug for definition in fed}:
             fed = (*fed, self._meters.find(name))
         shape = bytes([header.type, header.temporality & 0xFF, header.is_monotonic])
-        context = _context(Signal.METRIC, header, fed, bound_tenant, header.unit, shape)
+        context = _context(Signal.METRIC, header, scope, fed, bound_tenant, header.unit, shape)
         return replace(context, is_monotonic=header.is_monotonic)
 
     def _item_context(self, header: ItemHeader, bound_tenant: str | None) -> _Context:
@@ -226,18 +223,19 @@ class Metering:
         fed = self._meters.fed_by(
             signal=header.signal, name=name, scope=values.decode_text(scope.name), kind=header.kind
         )
-        return _context(header.signal, header, fed, bound_tenant)
+        return _context(header.signal, header, scope, fed, bound_tenant)
 
 
 def _context(
     signal: Signal,
     header: MetricHeader | ItemHeader,
+    scope: lazy.Scope,
     definitions: tuple[MeterDefinition, ...],
     bound_tenant: str | None,
     *more: bytes,
 ) -> _Context:
     """What `header` says; its stream is that of resource, scope, name and `more`."""
-    resource, scope = _parse_resource(header.resource), _parse_scope(header.scope)
+    resource = _parse_resource(header.resource)
     return _Context(
         signal=signal,
         name=values.decode_text(header.name),

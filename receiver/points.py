@@ -11,8 +11,8 @@ from receiver.identity import Words
 from receiver.otlp import metrics
 from receiver.otlp.metrics import PointGroup
 from receiver.quantity import Ints
-from receiver.quarantine import EARLIEST_NS, MAX_AHEAD_NS, refused_point
-from receiver.usage import Reason, Refusal, Sender, Series
+from receiver.quarantine import EARLIEST_NS, MAX_AHEAD_NS, refusal_of, refused_point
+from receiver.usage import Reason, Sender, Series
 
 _DETAILS: Final = {
     Reason.NO_TIMESTAMP: "time_unix_nano is 0",
@@ -115,14 +115,7 @@ class Points:
     def _refused(self, i: int, reason: Reason) -> rows.QuarantineRow:
         place = int(np.searchsorted(self._offsets, i, side="right")) - 1
         _, sender, group, _ = self._groups[place]
-        series = self._series[int(self.numbers[i])]
-        refusal = Refusal(
-            reason=reason,
-            detail=_DETAILS[reason],
-            tenant_id=series.tenant_id,
-            attributes=series.attributes,
-            service_name=series.service_name,
-        )
+        refusal = refusal_of(self._series[int(self.numbers[i])], reason, _DETAILS[reason])
         return refused_point(group, i - int(self._offsets[place]), refusal, sender)
 
 

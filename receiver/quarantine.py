@@ -7,7 +7,7 @@ from receiver import identity, rows
 from receiver.otlp import items, metrics, values
 from receiver.otlp.items import Item
 from receiver.otlp.metrics import PointGroup
-from receiver.usage import Reason, Refusal, Sender
+from receiver.usage import Reason, Refusal, Sender, Series
 
 EARLIEST_NS: Final = 946_684_800 * 10**9
 """2000-01-01: older timestamps are a sender's clock that was never set."""
@@ -23,6 +23,17 @@ def time_problem(time_ns: int, now_ns: int) -> tuple[Reason, str] | None:
     return (
         Reason.TIMESTAMP_OUT_OF_RANGE,
         f"timestamp {time_ns} ns is before 2000 or more than a day ahead; correct the sender's clock",
+    )
+
+
+def refusal_of(series: Series, reason: Reason, detail: str) -> Refusal:
+    """The refusal of something that would have been usage of `series`."""
+    return Refusal(
+        reason=reason,
+        detail=detail,
+        tenant_id=series.tenant_id,
+        attributes=series.attributes,
+        service_name=series.service_name,
     )
 
 

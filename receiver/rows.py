@@ -126,7 +126,11 @@ def encode_quarantine(rows: Sequence[QuarantineRow], ingested_at_ms: int) -> byt
 
 def ids_of(payload: bytes) -> tuple[Words, Words]:
     """The identities in a spool entry, in either kind of payload."""
-    column = _read(payload)[-1]["event_id"]
+    return words_of(_read(payload)[-1]["event_id"])
+
+
+def words_of(column: pa.Array) -> tuple[Words, Words]:
+    """A column of identities (16 bytes each, none is null) as two columns of words."""
     start = column.offset * ID_BYTES
     return to_words(column.buffers()[1].to_pybytes()[start : start + len(column) * ID_BYTES])
 

@@ -13,7 +13,7 @@ import logging
 import secrets
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final
@@ -172,16 +172,7 @@ class ApiKeys:
         found = self._keys.get(key_id)
         if found is None or found.revoked_at is not None:
             return found
-        revoked = ApiKey(
-            key_id=found.key_id,
-            name=found.name,
-            scopes=found.scopes,
-            tenant_id=found.tenant_id,
-            created_at=found.created_at,
-            expires_at=found.expires_at,
-            revoked_at=self._now(),
-            key_hash=found.key_hash,
-        )
+        revoked = replace(found, revoked_at=self._now())
         self._save(revoked)
         return revoked
 

@@ -60,19 +60,18 @@ def pending(store: Store, migrations: Sequence[Migration]) -> list[Migration]:
     """
     applied = _applied(store)
     for migration in migrations:
-        checksum = applied.pop(migration.version, migration.checksum)
-        if checksum != migration.checksum:
+        if applied.get(migration.version, migration.checksum) != migration.checksum:
             raise ConfigurationError(
                 f"migration {migration.version:04d}_{migration.name}.sql changed after it was applied; "
                 "restore the released file, and put the change into a new one"
             )
-    if applied:
+    unknown = applied.keys() - {migration.version for migration in migrations}
+    if unknown:
         raise ConfigurationError(
-            f"the database has migration {max(applied):04d}, which this release does not know; "
+            f"the database has migration {max(unknown):04d}, which this release does not know; "
             "run the release that made it, or a newer one"
         )
-    done = {version for version, _ in _applied(store).items()}
-    return [migration for migration in migrations if migration.version not in done]
+    return [migration for migration in migrations if migration.version not in applied]
 
 
 def migrate(store: Store, clock: Clock) -> list[Migration]:
