@@ -10,6 +10,8 @@ hypothesis.settings.load_profile("suite")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the long forms, which take minutes")
+    parser.addoption("--seeds", type=int, default=200, help="how many seeds of faults are tried")
+    parser.addoption("--seed", type=int, help="try this seed of faults alone")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -33,25 +33,30 @@ class Up:
         self._process: subprocess.Popen[str] | None = None
         self.printed: list[str] = []
 
+    def command(self) -> list[str]:
+        """What is run."""
+        return [
+            str(COMMAND),
+            "up",
+            f"--data-dir={self.data_dir}",
+            f"--otlp-grpc-port={self.grpc.partition(':')[2]}",
+            f"--otlp-http-port={self.http.partition(':')[2]}",
+            f"--api-port={self.api.partition(':')[2]}",
+            f"--meters={REPOSITORY / 'meters.yaml'}",
+            *self._arguments,
+        ]
+
     def start(self, admin_key: str | None = KEY) -> None:
         """Start it, and wait until it is ready."""
         settings = {} if admin_key is None else {"METERING_ADMIN_KEY": admin_key}
         ready = threading.Event()
         self._process = subprocess.Popen(
-            [
-                COMMAND,
-                "up",
-                f"--data-dir={self.data_dir}",
-                f"--otlp-grpc-port={self.grpc.partition(':')[2]}",
-                f"--otlp-http-port={self.http.partition(':')[2]}",
-                f"--api-port={self.api.partition(':')[2]}",
-                f"--meters={REPOSITORY / 'meters.yaml'}",
-                *self._arguments,
-            ],
+            self.command(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             env={**os.environ, **settings},
+            cwd=REPOSITORY,
         )
         self._reader = threading.Thread(target=self._read, args=(self._process, ready), daemon=True)
         self._reader.start()
