@@ -32,8 +32,8 @@ BATCH = 25
 AT_ONCE = 6
 """Collectors that run side by side."""
 
-MAX_LIVES = 4
-"""Times that the receiver of a batch is started, before it may live."""
+MAX_DEATHS = 3
+"""Times that the receiver of a batch dies; after that it may live."""
 
 Totals = dict[tuple[str, str, str], Decimal]
 
@@ -60,7 +60,7 @@ class Faulty(Up):
     def command(self) -> list[str]:
         ports = ",".join(address.partition(":")[2] for address in (self.grpc, self.http, self.api))
         seed = f"{self._seed} {self.lives}"
-        calm = ["calm"] if self.lives >= MAX_LIVES else []
+        calm = ["calm"] if self.lives >= MAX_DEATHS else []
         return [
             sys.executable,
             "-m",
@@ -71,7 +71,7 @@ class Faulty(Up):
 
     @contextmanager
     def kept_alive(self) -> Iterator[None]:
-        """Start it, and again after each death, until the end of the block."""
+        """Start it, and again after each death, until the end of the block; then it has died often enough."""
         self.start()
         self._keeper.start()
         try:
@@ -81,13 +81,15 @@ class Faulty(Up):
             self._keeper.join()
         if self._error is not None:
             raise self._error
-        assert self.is_running
+        self.kill()
+        self.lives += MAX_DEATHS
+        self.start()
 
     def _keep(self) -> None:
         try:
             while not self._stopping.is_set():
                 self._stopping.wait(0.02)
-                if self.is_running and self.lives < MAX_LIVES and self._chance.random() < 0.005:
+                if self.is_running and self.lives < MAX_DEATHS and self._chance.random() < 0.005:
                     self.kill()
                 if not self.is_running:
                     self.lives += 1
