@@ -71,6 +71,18 @@ class Up:
         """Ask it to end; returns its exit status."""
         return self._end(signal.SIGTERM)
 
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send it, if there is a process; waits for nothing."""
+        if self.is_running and self._process is not None:
+            self._process.send_signal(number)
+
+    def wait(self) -> int:
+        """Its exit status, once it has ended and all it printed was read."""
+        assert self._process is not None
+        status = self._process.wait(60)
+        self._reader.join()
+        return status
+
     @property
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
@@ -145,9 +157,7 @@ class Up:
     def _end(self, number: int) -> int:
         assert self._process is not None
         self._process.send_signal(number)
-        status = self._process.wait(60)
-        self._reader.join()
-        return status
+        return self.wait()
 
 
 def free_ports(count: int) -> list[int]:

@@ -103,8 +103,9 @@ def refused(path: Path) -> str:
 
 def salvaged(path: Path) -> tuple[list[int], str]:
     """What is left after the command for it, and what it printed."""
-    command = [COMMAND, "spool", "salvage", path]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [COMMAND, "spool", "salvage", path], capture_output=True, text=True, check=False
+    )
     assert run.returncode == 0, run.stderr
     with closing(open_spool(path)) as spool:
         return numbers(spool), run.stdout
