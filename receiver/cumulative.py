@@ -73,9 +73,9 @@ class Cumulative:
 
 
 class TakenBack(NamedTuple):
-    """What was counted before the first point of an unknown start came: point `index` takes it back."""
+    """What was counted before the first point of an unknown start came: it does so when point `place` comes."""
 
-    index: int
+    place: int
     time_ns: int
     whole: int
     nano: int

@@ -1,7 +1,9 @@
 """Valid telemetry that cannot be billed: why, and what is kept of it."""
 
+import json
 from typing import Final
 
+from otel_metering.contract.event import UsageEvent
 from otel_metering.contract.meter import Signal
 from receiver import identity, rows
 from receiver.otlp import items, metrics, values
@@ -53,13 +55,30 @@ def refused_item(item: Item, refusal: Refusal, sender: Sender) -> rows.Quarantin
     return _quarantine(item.header.signal, name, item.time_ns, payload, refusal, sender)
 
 
+def refused_event(
+    event: UsageEvent, time_ns: int, refusal: Refusal, sender: Sender
+) -> rows.QuarantineRow:
+    """What is kept of an event of the JSON API: the event, as JSON."""
+    payload = {
+        "event_id": event.event_id,
+        "tenant_id": event.tenant_id,
+        "meter": event.meter,
+        "quantity": str(event.quantity),
+        "attributes": dict(event.attributes),
+    }
+    encoded = json.dumps(payload, sort_keys=True).encode()
+    return _quarantine(Signal.EVENT, event.meter, time_ns, encoded, refusal, sender)
+
+
 def _quarantine(
     signal: Signal, name: str, time_ns: int, payload: bytes, refusal: Refusal, sender: Sender
 ) -> rows.QuarantineRow:
     bound = (sender.bound_tenant or "").encode()
     return rows.QuarantineRow(
         # The same item, sent again, is in quarantine once.
-        event_id=identity.digest(b"quarantine", bound, payload),
+        event_id=identity.mark(
+            identity.digest(b"quarantine", bound, payload), identity.Kind.EXPLICIT
+        ),
         reason=refusal.reason,
         detail=refusal.detail,
         signal=signal,

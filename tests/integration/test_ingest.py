@@ -12,9 +12,9 @@ from otel_metering.errors import UnavailableError
 from otel_metering.spool import Spool, open_spool
 from receiver.admit import Outcome
 from receiver.errors import MalformedPayloadError
-from receiver.identity import SeenIds
-from receiver.ingest import Ingest, Work
+from receiver.ingest import Ingest, Limits, Work
 from receiver.metering import Metering
+from receiver.seen import SeenIds
 from receiver.usage import Sender
 from tests.otlp import Point, metrics_request
 
@@ -44,7 +44,7 @@ def ingest_into(
         seen=SeenIds(),
         spool=spool,
         clock=SystemClock(),
-        max_queue_bytes=max_queue_bytes,
+        limits=Limits(max_queue_bytes=max_queue_bytes),
         pace=lambda: None,
         on_commit=lambda: None,
     )
@@ -157,7 +157,7 @@ def test_a_sender_that_goes_away_changes_nothing(ingest: Ingest) -> None:
 class Forgetful(SeenIds):
     """Memory that fails once, after the spool has what it should remember."""
 
-    def add(self, *ids: object) -> None:
+    def add(self, *ids: object, **how: object) -> None:
         raise MemoryError
 
 

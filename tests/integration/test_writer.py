@@ -13,8 +13,9 @@ from otel_metering.errors import ConfigurationError, UnavailableError
 from otel_metering.spool import Spool, open_spool
 from receiver.admit import MicroBatch
 from receiver.app import load_seen_ids
-from receiver.identity import SeenIds
+from receiver.cumulative import Accumulators
 from receiver.metering import Metering
+from receiver.seen import SeenIds
 from receiver.store import tables
 from receiver.store.client import Store, StoreError
 from receiver.store.migrate import migrate, pending, shipped
@@ -66,7 +67,11 @@ def put(spool: Spool, points: list[Point], seen: SeenIds | None = None) -> int:
     """Admit points into the spool; returns how many were new."""
     seen = seen or SeenIds()
     batch = MicroBatch(
-        Metering(Meters()), seen, now_ns=NOON, new_id=lambda: secrets.token_bytes(16)
+        Metering(Meters()),
+        seen,
+        Accumulators(spool.states),
+        now_ns=NOON,
+        new_id=lambda: secrets.token_bytes(16),
     )
     body = metrics_request(points).SerializeToString()
     batch.add_otlp(Signal.METRIC, body, Sender(key_id="k", bound_tenant=None))
