@@ -26,15 +26,15 @@ from receiver.cumulative import Accumulators
 from receiver.identity import Words
 from receiver.metering import Metering
 from receiver.otlp import items, metrics
-from receiver.otlp.items import Item
+from receiver.otlp.items import ItemGroup
 from receiver.otlp.metrics import PointGroup
 from receiver.points import Points, Refused, take
 from receiver.quantity import Ints
-from receiver.quarantine import refusal_of, refused_item, refused_point
+from receiver.quarantine import refused_item, refused_point
 from receiver.rows import EventColumns
 from receiver.seen import Found, Ids, SeenIds
-from receiver.singles import IdFactory, Single
-from receiver.usage import Reason, Refusal, Sender, Use, Verdict
+from receiver.singles import ApiEvents, IdFactory, Singles
+from receiver.usage import Reason, Refusal, Sender, Verdict
 
 Bools = NDArray[np.bool_]
 _T = TypeVar("_T")
@@ -104,7 +104,7 @@ class _Request:
     sender: Sender
     outcome: Outcome
     groups: list[tuple[PointGroup, Ints]] = field(default_factory=list)
-    events: list[Single] = field(default_factory=list)
+    singles: list[Singles] = field(default_factory=list)
     quarantine: list[rows.QuarantineRow] = field(default_factory=list)
 
     def add_points(self, group: PointGroup, places: Ints, numbers: Ints) -> None:
@@ -156,20 +156,17 @@ class MicroBatch:
     def add_events(self, events: Sequence[UsageEvent], sender: Sender) -> None:
         """Add events of the JSON API; those that can never be counted are in `Outcome.rejected`."""
         request = _Request(sender, Outcome())
-        rejected = []
+        counted, rejected = [], []
         for index, event in enumerate(events):
             try:
-                request.events.append(
-                    singles.of_event(
-                        event,
-                        sender,
-                        self._metering,
-                        now_ns=self._now_ns,
-                        new_id=self._new_id,
-                    )
+                one = singles.of_event(
+                    event, sender, self._metering, now_ns=self._now_ns, new_id=self._new_id
                 )
+                counted.append(one)
             except InvalidUsageError as error:
                 rejected.append((index, str(error)))
+        if counted:
+            request.singles.append(ApiEvents(counted))
         request.outcome.rejected = tuple(rejected)
         self._requests.append(request)
 
@@ -189,12 +186,15 @@ class MicroBatch:
         )
         self._refuse(points.refuse_invalid(self._now_ns))
         are_totals = points.are_cumulative()
-        parts, states = self._increases(points.take(are_totals))
-        ids = self._new(points.take(~are_totals), parts)
+        increases, states = self._increases(points.take(are_totals))
+        point_events, single_events, ids = self._new(points.take(~are_totals))
         aside, ids = self._new_quarantine(ids)
         now_ms = self._now_ns // 1_000_000
-        parts = [part for part in parts if len(part)]
-        entries = [(rows.EVENTS_KEY, rows.encode_events(parts, now_ms))] if parts else []
+        entries = [
+            (rows.EVENTS_KEY, rows.encode_events(parts, now_ms))
+            for parts in ([*increases, *point_events], single_events)
+            if any(map(len, parts))
+        ]
         if aside:
             entries.append((rows.QUARANTINE_KEY, rows.encode_quarantine(aside, now_ms)))
         return Admitted(
@@ -221,22 +221,40 @@ class MicroBatch:
             outcome.unchanged += not (counted or conflicts)
         return [totals.increased(columns, found)], found.states
 
-    def _new(self, points: Points, parts: list[EventColumns]) -> Ids:
-        """Put what was not seen before into `parts`; returns the ids of it."""
-        owners, events = self._singles()
-        ids = _joined(_ids_of_points(points), _ids_of_singles(events))
-        found = self._find(ids, points, events)
-        owners = np.concatenate((points.owners, owners))
-        self._count(owners, found)
-        is_new_point, is_new_event = np.split(found.is_new, [len(points)])
-        kept = points.take(is_new_point)
-        new = ids.take(found.is_new)
-        parts.append(kept.events(new.first[: len(kept)], new.second[: len(kept)]))
-        parts.append(singles.events(_where(events, is_new_event)))
+    def _new(self, points: Points) -> tuple[list[EventColumns], list[EventColumns], Ids]:
+        """Of points and of single events those that were not seen before, and the ids of both."""
+        parts = [(n, one) for n, request in enumerate(self._requests) for one in request.singles]
+        owners = np.repeat(
+            np.array([number for number, _ in parts], np.int64),
+            np.array([len(part) for _, part in parts], np.int64),
+        )
+        ids = _joined(_ids_of_points(points), *(_ids_of_singles(part) for _, part in parts))
+        starts = np.cumsum([len(points), *(len(part) for _, part in parts)])
+
+        def owner_of(places: Ints) -> list[tuple[str, str]]:
+            found = []
+            for place in places.tolist():
+                series = points.used[points.inverse[place]] if place < len(points) else None
+                if series is None:
+                    number = int(np.searchsorted(starts, place, side="right")) - 1
+                    series = parts[number][1].series(place - int(starts[number]))
+                found.append((series.tenant_id, series.meter))
+            return found
+
+        found = self._seen.find(ids, owner_of)
+        self._count(np.concatenate((points.owners, owners)), found)
         for place in np.flatnonzero(found.is_conflict).tolist():
-            request = self._requests[int(owners[place])]
-            request.refuse(events[place - len(points)].conflict(request.sender))
-        return new
+            number = int(np.searchsorted(starts, place, side="right")) - 1
+            request = self._requests[parts[number][0]]
+            request.refuse(parts[number][1].conflict(place - int(starts[number]), request.sender))
+        is_new_point, *are_new = np.split(found.is_new, starts[: len(parts)])
+        new = ids.take(found.is_new)
+        kept = points.take(is_new_point)
+        of_points = kept.events(new.first[: len(kept)], new.second[: len(kept)])
+        of_singles = [
+            part.columns.take(mask) for (_, part), mask in zip(parts, are_new, strict=True)
+        ]
+        return [of_points], of_singles, new
 
     def _new_quarantine(self, ids: Ids) -> tuple[list[rows.QuarantineRow], Ids]:
         """The quarantine rows that were not seen before; and `ids` with theirs."""
@@ -244,18 +262,6 @@ class MicroBatch:
         asked = _ids_of_rows(every)
         is_new = self._seen.find(asked, lambda places: [_NO_OWNER] * len(places)).is_new
         return _where(every, is_new), _joined(ids, asked.take(is_new))
-
-    def _find(self, ids: Ids, points: Points, events: Sequence[Single]) -> Found:
-        def owners(places: Ints) -> list[tuple[str, str]]:
-            series = [
-                points.used[points.inverse[i]]
-                if i < len(points)
-                else events[i - len(points)].series
-                for i in places.tolist()
-            ]
-            return [(one.tenant_id, one.meter) for one in series]
-
-        return self._seen.find(ids, owners)
 
     def _refuse(self, refused: Refused) -> None:
         for owner, row in refused:
@@ -300,31 +306,22 @@ class MicroBatch:
         plain = np.flatnonzero(numbers >= 0)
         request.add_points(group, plain, numbers[plain])
 
-    def _add_items(self, request: _Request, decoded: Sequence[Item]) -> None:
-        for item in decoded:
-            resolution = self._metering.item(
-                item.header, item.attributes, request.sender.bound_tenant
-            )
-            if isinstance(resolution, Verdict):
-                request.outcome.ignored += 1
-                continue
-            for use in resolution:
-                self._add_use(request, item, use)
-
-    def _add_use(self, request: _Request, item: Item, use: Use | Refusal) -> None:
-        if isinstance(use, Use):
-            problem = singles.item_problem(item, use.event_id, self._now_ns)
-            if problem is None:
-                request.events.append(singles.of_item(item, use, self._now_ns))
-                return
-            use = refusal_of(use.series, *problem)
-        request.refuse(refused_item(item, use, request.sender))
-
-    def _singles(self) -> tuple[Ints, list[Single]]:
-        owners = [number for number, request in enumerate(self._requests) for _ in request.events]
-        return np.array(owners, np.int64), [
-            event for request in self._requests for event in request.events
-        ]
+    def _add_items(self, request: _Request, groups: Sequence[ItemGroup]) -> None:
+        bound = request.sender.bound_tenant
+        for group in groups:
+            streams = {
+                name: self._metering.item(group.header, name, bound) for name in set(group.names)
+            }
+            described = [
+                streams[name].known.get(attributes) or streams[name].resolve(attributes)
+                for name, attributes in zip(group.names, group.attributes, strict=True)
+            ]
+            request.outcome.ignored += sum(isinstance(one.resolution, Verdict) for one in described)
+            billed, refused = singles.of_group(group, described, self._now_ns)
+            if billed is not None:
+                request.singles.append(billed)
+            for i, refusal in refused:
+                request.refuse(refused_item(group, i, refusal, request.sender))
 
     def _count(self, owners: Ints, found: Found) -> None:
         count = len(self._requests)
@@ -344,11 +341,14 @@ def _ids_of_points(points: Points) -> Ids:
     return Ids(first=first, second=second, time_ns=points.time, content=_no_content(len(first)))
 
 
-def _ids_of_singles(events: Sequence[Single]) -> Ids:
-    first, second = singles.ids_of(events)
-    is_explicit = identity.kinds_of(second) == identity.Kind.EXPLICIT
-    contents = np.where(is_explicit, singles.contents_of(events), np.uint64(0))
-    return Ids(first=first, second=second, time_ns=singles.times_of(events), content=contents)
+def _ids_of_singles(part: Singles) -> Ids:
+    columns = part.columns
+    return Ids(
+        first=columns.first,
+        second=columns.second,
+        time_ns=columns.time_ns,
+        content=part.contents(),
+    )
 
 
 def _ids_of_rows(quarantined: Sequence[rows.QuarantineRow]) -> Ids:
@@ -361,12 +361,12 @@ def _no_content(count: int) -> Words:
     return np.zeros(count, np.uint64)
 
 
-def _joined(one: Ids, other: Ids) -> Ids:
+def _joined(*parts: Ids) -> Ids:
     return Ids(
-        first=np.concatenate((one.first, other.first)),
-        second=np.concatenate((one.second, other.second)),
-        time_ns=np.concatenate((one.time_ns, other.time_ns)),
-        content=np.concatenate((one.content, other.content)),
+        first=np.concatenate([part.first for part in parts]),
+        second=np.concatenate([part.second for part in parts]),
+        time_ns=np.concatenate([part.time_ns for part in parts]),
+        content=np.concatenate([part.content for part in parts]),
     )
 
 

@@ -9,7 +9,7 @@ Rules that live only here:
 - Of histograms and summaries the quantity is the count or the sum, as the meter says.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from enum import Enum, auto
@@ -24,9 +24,9 @@ from receiver.errors import MalformedPayloadError
 from receiver.identity import digest
 from receiver.otlp import values
 from receiver.otlp.metrics import MetricHeader, MetricType, Temporality
+from receiver.otlp.values import Attributes
+from receiver.quantity import from_decimal
 from receiver.usage import Decision, Pairs, Reason, Refusal, Series, Use
-
-Attributes = Mapping[bytes, bytes]
 
 
 class Mode(Enum):
@@ -52,7 +52,6 @@ class Context:
         signal: Metric, span or log.
         name: Metric name, span name or event name.
         resource: Attributes of the resource.
-        service_name: One of them.
         definitions: The meters that such items feed, if their conditions hold.
         bound_tenant: The only tenant that the API key may write; None: any.
         stream: 16 bytes, for resource, scope, name and what else identifies a metric.
@@ -62,15 +61,20 @@ class Context:
     signal: Signal
     name: str
     resource: Attributes
-    service_name: str
     definitions: tuple[MeterDefinition, ...]
     bound_tenant: str | None
-    stream: bytes
+    stream: bytes = b""
     header: MetricHeader | None = None
+
+    @property
+    def service_name(self) -> str:
+        """From the resource; empty: it says none."""
+        found = self.resource.get(names.SERVICE_NAME.encode())
+        return "" if found is None else found.text
 
 
 class Subject:
-    """One item, or one stream of points: its attributes, in the forms that rules ask for."""
+    """One item, or one stream of points, under the rules of a context."""
 
     def __init__(self, context: Context, attributes: Attributes) -> None:
         self.context = context
@@ -79,31 +83,26 @@ class Subject:
     @cached_property
     def described(self) -> Pairs:
         """The item's attributes as text, sorted by name."""
-        return tuple(
-            sorted(
-                (values.decode_text(key), values.text_of(value))
-                for key, value in self.attributes.items()
-            )
-        )
-
-    @cached_property
-    def texts(self) -> Mapping[str, str]:
-        """The same, by name."""
-        return dict(self.described)
+        return described(self.attributes)
 
     def has(self, name: str) -> bool:
         """Whether the item itself has this attribute."""
         return name.encode() in self.attributes
 
-    def claims_usage(self) -> bool:
-        """Whether it says that it is usage, whatever `meters.yaml` says."""
-        return self.has(names.TENANT_ID) or self.has(names.QUANTITY) or self.has(names.EVENT_ID)
+    def own(self, name: str) -> str | None:
+        """An attribute of the item itself; None: it has none of this name."""
+        found = self.attributes.get(name.encode())
+        return None if found is None else found.text
 
     def text(self, name: str) -> str | None:
         """An attribute of the item, else of its resource; None: there is none."""
         key = name.encode()
-        value = self.attributes.get(key, self.context.resource.get(key))
-        return None if value is None else values.text_of(value)
+        found = self.attributes.get(key) or self.context.resource.get(key)
+        return None if found is None else found.text
+
+    def claims_usage(self) -> bool:
+        """Whether it says that it is usage, whatever `meters.yaml` says."""
+        return self.has(names.TENANT_ID) or self.has(names.QUANTITY) or self.has(names.EVENT_ID)
 
     def feeds(self, definition: MeterDefinition) -> bool:
         """Whether the conditions of the meter's source hold."""
@@ -112,6 +111,11 @@ class Subject:
     def tenant(self, definition: MeterDefinition) -> str | None:
         """Who pays for it as usage of this meter."""
         return self.text(definition.tenant) or self.context.bound_tenant
+
+
+def described(attributes: Attributes) -> Pairs:
+    """Attributes as text, sorted by name."""
+    return tuple([(one.name, one.text) for one in attributes.values()])
 
 
 def refusal(subject: Subject, tenant: str | None, reason: Reason, detail: str) -> Refusal:
@@ -165,7 +169,7 @@ def decide_item(subject: Subject, definition: MeterDefinition) -> Use | Refusal:
     problem = _tenant_problem(subject, definition, tenant)
     if problem is not None or tenant is None:
         return refusal(subject, tenant, *(problem or _NO_TENANT))
-    event_id = subject.texts.get(names.EVENT_ID)
+    event_id = subject.own(names.EVENT_ID)
     stream_id = subject.context.stream
     if event_id is not None:
         # What the event says, whoever sends it: another event under its id can be told from it.
@@ -190,23 +194,38 @@ def series(
     is_cumulative: bool = False,
     counts_measurements: bool = False,
 ) -> Series:
-    """The usage of `tenant` and a meter that a stream is."""
+    """The usage of `tenant` and a meter that a stream is.
+
+    Metric points share their attributes, so those are the series'; other items have their own.
+    """
     context = subject.context
     return Series(
         key=digest(b"series", tenant.encode(), definition.slug.encode(), stream_id),
         tenant_id=tenant,
         meter=definition.slug,
         dimensions=dimensions(definition, context.signal, subject.described),
-        attributes=subject.described,
+        attributes=subject.described if context.signal is Signal.METRIC else (),
         service_name=context.service_name,
         signal=context.signal,
         stream_id=stream_id,
-        unique_key=unique_key(definition, subject.texts),
+        unique_key=subject.own(definition.unique_attribute or names.UNIQUE_KEY) or "",
         scale=scale,
         is_monotonic=is_monotonic,
         is_cumulative=is_cumulative,
         counts_measurements=counts_measurements,
     )
+
+
+def relevant_attributes(definitions: Iterable[MeterDefinition]) -> frozenset[str] | None:
+    """The attributes on which depends what an item is to these meters; None: on all of them."""
+    found = {names.TENANT_ID, names.QUANTITY, names.EVENT_ID, names.UNIQUE_KEY}
+    for one in definitions:
+        if one.group_by is None and (one.source is None or one.source.signal is not Signal.SPAN):
+            return None
+        conditions = one.source.where if one.source else ()
+        found.update((one.tenant, *(one.group_by or ()), *(c.attribute for c in conditions)))
+        found.update(filter(None, (one.quantity_attribute, one.unique_attribute)))
+    return frozenset(found)
 
 
 def dimensions(definition: MeterDefinition, signal: Signal, attributes: Pairs) -> Pairs:
@@ -221,11 +240,6 @@ def dimensions(definition: MeterDefinition, signal: Signal, attributes: Pairs) -
         for pair in attributes
         if pair[0] not in names.RESERVED and pair[0] != definition.tenant
     )
-
-
-def unique_key(definition: MeterDefinition, attributes: Mapping[str, str]) -> str:
-    """What a unique count counts of it; empty: nothing."""
-    return attributes.get(definition.unique_attribute or names.UNIQUE_KEY, "")
 
 
 _NO_TENANT: Final = Reason.NO_TENANT, ""
@@ -292,10 +306,10 @@ def _counts_measurements(metric_type: MetricType, definition: MeterDefinition) -
 
 
 def _scale_of(subject: Subject) -> int | None:
-    value = subject.attributes.get(names.QUANTITY_SCALE.encode())
-    if value is None:
+    attribute = subject.attributes.get(names.QUANTITY_SCALE.encode())
+    if attribute is None:
         return 0
-    scale = values.number_of(value)
+    scale = values.number_of(attribute.value)
     return scale if isinstance(scale, int) and 0 <= scale <= QUANTITY_DECIMALS else None
 
 
@@ -305,19 +319,24 @@ def _scale_problem(scale: int | None) -> tuple[Reason, str] | None:
     return Reason.INVALID_QUANTITY, f"{names.QUANTITY_SCALE} must be 0 to {QUANTITY_DECIMALS}"
 
 
-def _quantity(definition: MeterDefinition, attributes: Attributes) -> Decimal | None:
-    """How much one span or log record is; None: the span's length."""
+def _quantity(definition: MeterDefinition, attributes: Attributes) -> tuple[int, int] | None:
+    """(whole, nano) of one span or log record; None: the span's length."""
     if definition.is_duration:
         return None
     name = definition.quantity_attribute or names.QUANTITY
-    value = attributes.get(name.encode())
-    if definition.value is Measure.COUNT or (value is None and name == names.QUANTITY):
-        return Decimal(1)
-    if value is None:
+    attribute = attributes.get(name.encode())
+    if definition.value is Measure.COUNT or (attribute is None and name == names.QUANTITY):
+        return 1, 0
+    if attribute is None:
         raise InvalidUsageError(f"it has no attribute {name}, which is the meter's quantity")
-    number = values.number_of(value)
+    number = values.number_of(attribute.value)
+    if number is None:
+        raise InvalidUsageError(f"{name} is {attribute.text[:64]!r}, not a number")
     try:
-        # A double counts as what people see of it: 0.1 is 0.1.
-        return check_quantity(Decimal(repr(number) if isinstance(number, float) else number))  # type: ignore[arg-type]  # None is caught
-    except (InvalidOperation, TypeError):
-        raise InvalidUsageError(f"{name} is {values.text_of(value)[:64]!r}, not a number") from None
+        exact = Decimal(repr(number) if isinstance(number, float) else number)
+        if isinstance(number, float) and exact.is_finite():
+            # As of a metric point: what people see of it, 0.1 is 0.1, to nine decimal places.
+            exact = round(exact, QUANTITY_DECIMALS)
+        return from_decimal(check_quantity(exact))
+    except InvalidOperation:
+        raise InvalidUsageError(f"{name} is {attribute.text[:64]!r}, not a number") from None

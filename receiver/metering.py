@@ -8,7 +8,8 @@ other telemetry is no usage, and is ignored. The rules for one item and one mete
 Correctness never depends on the cache: it is emptied when it is full.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -22,15 +23,16 @@ from receiver.decide import (
     decide_point,
     dimensions,
     feeds_nothing,
-    unique_key,
+    relevant_attributes,
 )
 from receiver.errors import MalformedPayloadError
 from receiver.identity import digest
 from receiver.otlp import lazy_pb2 as lazy
 from receiver.otlp import values
-from receiver.otlp.items import ItemHeader
+from receiver.otlp.items import ItemHeader, ItemName
 from receiver.otlp.metrics import FLAG_NO_RECORDED_VALUE, MetricHeader
-from receiver.usage import ItemResolution, PointResolution, Series, Streams, Verdict
+from receiver.otlp.values import Attributes, Parser
+from receiver.usage import ItemResolution, Pairs, PointResolution, Series, Streams, Use, Verdict
 
 MAX_CACHED_STREAMS: Final = 200_000
 """Streams kept; about 2 KB each with ten attributes."""
@@ -43,9 +45,10 @@ class MetricStreams:
         numbers: Tail of a point -> number in `Streams`; what is missing is `resolve`d.
     """
 
-    def __init__(self, context: Context, streams: Streams) -> None:
+    def __init__(self, context: Context, streams: Streams, parser: Parser) -> None:
         self._context = context
         self._streams = streams
+        self._parser = parser
         self.numbers: dict[bytes, int] = {}
 
     def resolve(self, tail: bytes) -> int:
@@ -67,12 +70,87 @@ class MetricStreams:
             return Verdict.IRREGULAR
         if point.flags & FLAG_NO_RECORDED_VALUE:
             return Verdict.STALE
-        subject = Subject(self._context, values.parse_attributes(point.attributes))
+        subject = Subject(self._context, self._parser.attributes(point.attributes))
         fed = [one for one in self._context.definitions if subject.feeds(one)]
         if not fed:
             return (feeds_nothing(subject),) if subject.claims_usage() else Verdict.IGNORED
         stream_id = digest(b"stream", self._context.stream, values.canonical(subject.attributes))
         return tuple(decide_point(subject, definition, stream_id) for definition in fed)
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What an item with these attributes is, and how its attributes read.
+
+    Attributes:
+        resolution: What it is.
+        attributes: As text.
+        digest: 16 bytes for the set of them.
+    """
+
+    resolution: ItemResolution
+    attributes: Pairs
+    digest: bytes
+
+
+class ItemStreams:
+    """Spans or log records of one name and kind, under one resource and scope, for one binding.
+
+    Attributes:
+        known: Encoded attributes -> what such items are; what is missing is `resolve`d.
+    """
+
+    def __init__(self, context: Context, meters: Meters, parser: Parser) -> None:
+        self._context = context
+        self._meters = meters
+        self._parser = parser
+        self._named = _named(meters, context.name, context.definitions)
+        self._relevant = relevant_attributes((*context.definitions, *self._named))
+        # Most attributes (an URL, a user agent) do not matter to any meter: what does is decided once.
+        self._decided: dict[tuple[bytes, ...], ItemResolution] = {}
+        self.known: dict[tuple[bytes, ...], Described] = {}
+
+    def resolve(self, encoded: tuple[bytes, ...]) -> Described:
+        """What an item with these attributes is, from now on in `known`.
+
+        Raises:
+            MalformedPayloadError: An attribute is not OTLP.
+        """
+        attributes = self._parser.attributes(encoded)
+        subject = Subject(self._context, attributes)
+        resolution = self._resolution(subject)
+        found = Described(
+            resolution,
+            () if isinstance(resolution, Verdict) else subject.described,
+            digest(b"attributes", values.canonical(attributes)),
+        )
+        self.known[encoded] = found
+        return found
+
+    def __len__(self) -> int:
+        return len(self.known) + len(self._decided)
+
+    def _resolution(self, subject: Subject) -> ItemResolution:
+        if self._relevant is None or subject.has(names.EVENT_ID):
+            return self._decide(subject)
+        key = tuple(
+            [one.canonical for one in subject.attributes.values() if one.name in self._relevant]
+        )
+        found = self._decided.get(key)
+        if found is None:
+            found = self._decide(subject)
+            # A refusal says all attributes, so it is of this item only.
+            if isinstance(found, Verdict) or all(isinstance(one, Use) for one in found):
+                self._decided[key] = found
+        return found
+
+    def _decide(self, subject: Subject) -> ItemResolution:
+        fed = [one for one in self._context.definitions if subject.feeds(one)]
+        if subject.has(names.QUANTITY):
+            fed += [one for one in self._named if one not in fed]
+        if not fed:
+            return (feeds_nothing(subject),) if subject.claims_usage() else Verdict.IGNORED
+        return tuple(decide_item(subject, definition) for definition in fed)
 
 
 class Metering:
@@ -82,20 +160,23 @@ class Metering:
         self._meters = meters
         self._max_cached_streams = max_cached_streams
         self.streams = Streams()
+        self._parser = Parser()
         self._metrics: dict[tuple[MetricHeader, str | None], MetricStreams] = {}
-        self._contexts: dict[tuple[ItemHeader, str | None], Context] = {}
+        self._items: dict[tuple[ItemHeader, ItemName, str | None], ItemStreams] = {}
 
     def make_room(self) -> None:
         """Empty the cache if it is full. Between micro-batches only: numbers change their meaning."""
         if self.cached_streams > self._max_cached_streams:
             self._metrics.clear()
-            self._contexts.clear()
+            self._items.clear()
             self.streams.clear()
+            self._parser.clear()
 
     @property
     def cached_streams(self) -> int:
-        """How many decisions are kept."""
-        return len(self._contexts) + len(self._metrics) + len(self.streams)
+        """How many decisions and attributes are kept."""
+        decisions = len(self._metrics) + len(self.streams) + len(self._parser)
+        return decisions + sum(map(len, self._items.values())) + len(self._items)
 
     def metric(self, header: MetricHeader, bound_tenant: str | None) -> MetricStreams:
         """The streams of a metric that a key bound to `bound_tenant` sends.
@@ -105,34 +186,28 @@ class Metering:
         """
         found = self._metrics.get((header, bound_tenant))
         if found is None:
-            found = MetricStreams(self._metric_context(header, bound_tenant), self.streams)
+            context = self._metric_context(header, bound_tenant)
+            found = MetricStreams(context, self.streams, self._parser)
             self._metrics[(header, bound_tenant)] = found
         return found
 
-    def item(
-        self, header: ItemHeader, encoded_attributes: Iterable[bytes], bound_tenant: str | None
-    ) -> ItemResolution:
-        """What a span or log record is.
+    def item(self, header: ItemHeader, name: ItemName, bound_tenant: str | None) -> ItemStreams:
+        """The spans or log records of a name that a key bound to `bound_tenant` sends.
 
         Raises:
-            MalformedPayloadError: An attribute, the resource or the scope is not OTLP.
+            MalformedPayloadError: The resource or scope is not OTLP.
         """
-        context = self._contexts.get((header, bound_tenant))
-        if context is None:
-            context = self._item_context(header, bound_tenant)
-            self._contexts[(header, bound_tenant)] = context
-        subject = Subject(context, values.parse_attributes(encoded_attributes))
-        fed = [one for one in context.definitions if subject.feeds(one)]
-        if subject.has(names.QUANTITY):
-            fed += self._named(context.name, fed)
-        if not fed:
-            return (feeds_nothing(subject),) if subject.claims_usage() else Verdict.IGNORED
-        return tuple(decide_item(subject, definition) for definition in fed)
+        found = self._items.get((header, name, bound_tenant))
+        if found is None:
+            context = self._item_context(header, name, bound_tenant)
+            found = ItemStreams(context, self._meters, self._parser)
+            self._items[(header, name, bound_tenant)] = found
+        return found
 
     def event(
         self, tenant: str, meter: str, attributes: Mapping[str, str], content: bytes | None
-    ) -> Series:
-        """The series of an event of the JSON API, whose tenant and meter are valid.
+    ) -> tuple[Series, Pairs]:
+        """The series of an event of the JSON API, whose tenant and meter are valid, and its attributes.
 
         Args:
             tenant: Who pays.
@@ -145,75 +220,84 @@ class Metering:
         kind = b"api" if content is None else b"content"
         parts = [part.encode() for pair in described for part in pair]
         stream = digest(kind, content or b"", *parts)
-        return Series(
+        series = Series(
             key=digest(b"series", tenant.encode(), meter.encode(), stream),
             tenant_id=tenant,
             meter=meter,
             dimensions=dimensions(definition, Signal.EVENT, described),
-            attributes=described,
+            attributes=(),
             service_name=attributes.get(names.SERVICE_NAME, ""),
             signal=Signal.EVENT,
             stream_id=stream,
-            unique_key=unique_key(definition, attributes),
+            unique_key=attributes.get(definition.unique_attribute or names.UNIQUE_KEY, ""),
         )
-
-    def _named(self, name: str, fed: Iterable[MeterDefinition]) -> list[MeterDefinition]:
-        """The meter of this name, unless it is among those that are fed."""
-        return [] if name in {one.slug for one in fed} else [self._meters.find(name)]
+        return series, described
 
     def _metric_context(self, header: MetricHeader, bound_tenant: str | None) -> Context:
         scope = _parse_scope(header.scope)
         name, scope_name = values.decode_text(header.name), values.decode_text(scope.name)
         fed = self._meters.fed_by(signal=Signal.METRIC, name=name, scope=scope_name)
         if scope_name == names.SCOPE_NAME:
-            fed = (*fed, *self._named(name, fed))
+            fed = (*fed, *_named(self._meters, name, fed))
         shape = bytes([header.type, header.temporality & 0xFF, header.is_monotonic])
-        return _context(Signal.METRIC, header, scope, fed, bound_tenant, header.unit, shape)
-
-    def _item_context(self, header: ItemHeader, bound_tenant: str | None) -> Context:
-        name, scope = values.decode_text(header.name), _parse_scope(header.scope)
-        fed = self._meters.fed_by(
-            signal=header.signal, name=name, scope=values.decode_text(scope.name), kind=header.kind
+        return self._context(
+            Context(
+                signal=Signal.METRIC,
+                name=name,
+                resource=self._resource(header.resource),
+                definitions=fed,
+                bound_tenant=bound_tenant,
+                header=header,
+            ),
+            scope,
+            header.name,
+            header.unit,
+            shape,
         )
-        return _context(header.signal, header, scope, fed, bound_tenant)
 
+    def _item_context(
+        self, header: ItemHeader, name: ItemName, bound_tenant: str | None
+    ) -> Context:
+        text, scope = values.decode_text(name.name), _parse_scope(header.scope)
+        fed = self._meters.fed_by(
+            signal=header.signal,
+            name=text,
+            scope=values.decode_text(scope.name),
+            kind=name.span_kind,
+        )
+        context = Context(
+            signal=header.signal,
+            name=text,
+            resource=self._resource(header.resource),
+            definitions=fed,
+            bound_tenant=bound_tenant,
+        )
+        return self._context(context, scope, name.name)
 
-def _context(
-    signal: Signal,
-    header: MetricHeader | ItemHeader,
-    scope: lazy.Scope,
-    definitions: tuple[MeterDefinition, ...],
-    bound_tenant: str | None,
-    *more: bytes,
-) -> Context:
-    """What `header` says; its stream is that of resource, scope, name and `more`."""
-    resource = _parse_resource(header.resource)
-    service_name = resource.get(names.SERVICE_NAME.encode())
-    return Context(
-        signal=signal,
-        name=values.decode_text(header.name),
-        resource=resource,
-        service_name="" if service_name is None else values.text_of(service_name),
-        definitions=definitions,
-        bound_tenant=bound_tenant,
-        stream=digest(
-            signal.encode(),
-            values.canonical(resource),
+    def _context(self, context: Context, scope: lazy.Scope, *more: bytes) -> Context:
+        """The context with its stream: that of resource, scope, and what else names it."""
+        stream = digest(
+            context.signal.encode(),
+            values.canonical(context.resource),
             scope.name,
             scope.version,
-            values.canonical(values.parse_attributes(scope.attributes)),
-            header.name,
+            values.canonical(self._parser.attributes(scope.attributes)),
             *more,
-        ),
-        header=header if isinstance(header, MetricHeader) else None,
-    )
+        )
+        return replace(context, stream=stream)
+
+    def _resource(self, encoded: bytes) -> Attributes:
+        try:
+            return self._parser.attributes(lazy.Resource.FromString(encoded).attributes)
+        except DecodeError as error:
+            raise MalformedPayloadError("a resource is not a Resource message") from error
 
 
-def _parse_resource(encoded: bytes) -> dict[bytes, bytes]:
-    try:
-        return values.parse_attributes(lazy.Resource.FromString(encoded).attributes)
-    except DecodeError as error:
-        raise MalformedPayloadError("a resource is not a Resource message") from error
+def _named(
+    meters: Meters, name: str, fed: Sequence[MeterDefinition]
+) -> tuple[MeterDefinition, ...]:
+    """The meter of this name, unless it is among those that are fed."""
+    return () if name in {one.slug for one in fed} else (meters.find(name),)
 
 
 def _parse_scope(encoded: bytes) -> lazy.Scope:

@@ -1,7 +1,9 @@
-"""Events that come one by one: spans, log records, events of the JSON API -> identities and columns."""
+"""Events that come one by one (spans, log records, events of the JSON API) -> columns with identities."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -15,72 +17,168 @@ from otel_metering.contract.event import (
 from otel_metering.contract.meter import Signal
 from otel_metering.errors import InvalidUsageError
 from receiver import identity, quantity
-from receiver.identity import Kind, Words
-from receiver.metering import Metering
-from receiver.otlp import values
-from receiver.otlp.items import Item
+from receiver.identity import ID_BYTES, Kind, Words
+from receiver.metering import Described, Metering
+from receiver.otlp.items import ItemGroup
 from receiver.quantity import Ints
 from receiver.quarantine import (
+    EARLIEST_NS,
+    MAX_AHEAD_NS,
     refusal_of,
     refused_event,
     refused_item,
     time_problem,
 )
 from receiver.rows import EventColumns, QuarantineRow
-from receiver.usage import Reason, Sender, Series, Use
+from receiver.usage import Pairs, Reason, Refusal, Sender, Series, Use
 
 IdFactory = Callable[[], bytes]
 """Makes 16 random bytes, for an event that may be sent twice on purpose."""
 
+_SPAN_ID_BYTES: Final = 8
+_CONFLICT: Final = "another event was counted under this id; give each event an id of its own, and send it again as it was"
+
+
+class Singles(ABC):
+    """Some of them, of one request.
+
+    Attributes:
+        columns: Them as events; explicit ids have in `stream_id` what else they say.
+    """
+
+    columns: EventColumns
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    def series(self, i: int) -> Series:
+        """What event `i` is an event of."""
+        return self.columns.series[int(self.columns.numbers[i])]
+
+    def contents(self) -> Words:
+        """What each says besides its id, in eight bytes; 0 where the id says it all."""
+        first, _ = identity.to_words(b"".join([one.stream_id for one in self.columns.series]))
+        is_explicit = identity.kinds_of(self.columns.second) == Kind.EXPLICIT
+        return np.where(is_explicit, first[self.columns.numbers], np.uint64(0))
+
+    @abstractmethod
+    def conflict(self, i: int, sender: Sender) -> QuarantineRow:
+        """What is kept of event `i` when its id was used before, by another event."""
+
 
 @dataclass(slots=True)
-class Single:
-    """One event, and what it was made of."""
+class _Chosen:
+    """The uses of a group that can be billed, by place in the group."""
 
+    places: list[int]
+    uses: list[Use]
+    described: list[Described]
+
+
+class Items(Singles):
+    """Spans or log records."""
+
+    def __init__(self, group: ItemGroup, chosen: _Chosen, now_ns: int) -> None:
+        self._group = group
+        self._places = chosen.places
+        places = np.array(chosen.places, np.int64)
+        sent_ns = group.time_ns[places].view(np.int64)
+        time_ns = np.where(sent_ns == 0, now_ns, sent_ns)
+        start_ns = group.start_ns[places].view(np.int64)
+        # Unknown (0), or later than the end: begin = end.
+        start_ns = np.where((start_ns <= 0) | (start_ns > time_ns), time_ns, start_ns)
+        numbers, series = _numbered([use.series for use in chosen.uses])
+        first, second = _identities(group, chosen, series, numbers)
+        whole, nano = _quantities(chosen.uses, time_ns - start_ns)
+        self.columns = EventColumns(
+            series=series,
+            numbers=numbers,
+            first=first,
+            second=second,
+            whole=whole,
+            nano=nano,
+            observations=np.ones(len(places), np.int64),
+            start_ns=start_ns,
+            time_ns=time_ns,
+            attributes=[one.attributes for one in chosen.described],
+            traces=[(group.trace_ids[i], group.span_ids[i]) for i in chosen.places],
+        )
+
+    def conflict(self, i: int, sender: Sender) -> QuarantineRow:
+        """What is kept of event `i` when its id was used before, by another event."""
+        attributes = (self.columns.attributes or [])[i]
+        refusal = refusal_of(self.series(i), Reason.CONFLICT, _CONFLICT, attributes)
+        return refused_item(self._group, self._places[i], refusal, sender)
+
+
+class ApiEvents(Singles):
+    """Events of the JSON API, those that can be counted."""
+
+    def __init__(self, events: Sequence["ApiEvent"]) -> None:
+        self._events = events
+        numbers, series = _numbered([event.series for event in events])
+        first, second = identity.to_words(b"".join([event.id for event in events]))
+        time_ns = np.array([event.time_ns for event in events], np.int64)
+        self.columns = EventColumns(
+            series=series,
+            numbers=numbers,
+            first=first,
+            second=second,
+            whole=np.array([event.whole for event in events], np.int64),
+            nano=np.array([event.nano for event in events], np.int64),
+            observations=np.ones(len(events), np.int64),
+            start_ns=time_ns,
+            time_ns=time_ns,
+            attributes=[event.attributes for event in events],
+        )
+
+    def conflict(self, i: int, sender: Sender) -> QuarantineRow:
+        """What is kept of event `i` when its id was used before, by another event."""
+        one = self._events[i]
+        refusal = refusal_of(one.series, Reason.CONFLICT, _CONFLICT, one.attributes)
+        return refused_event(one.event, one.time_ns, refusal, sender)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiEvent:
+    """One event of the JSON API that can be counted."""
+
+    event: UsageEvent
     series: Series
+    attributes: Pairs
     id: bytes
     whole: int
     nano: int
-    start_ns: int
     time_ns: int
-    source: Item | UsageEvent
-
-    def conflict(self, sender: Sender) -> QuarantineRow:
-        """What is kept of it when its id was used before, by another event."""
-        detail = (
-            "another event was counted under this id; give each event an id of its own, and send it "
-            "again unchanged"
-        )
-        refusal = refusal_of(self.series, Reason.CONFLICT, detail)
-        if isinstance(self.source, Item):
-            return refused_item(self.source, refusal, sender)
-        return refused_event(self.source, self.time_ns, refusal, sender)
 
 
-def item_problem(item: Item, event_id: str | None, now_ns: int) -> tuple[Reason, str] | None:
-    """Why a span or log record that is usage cannot be billed; None: it can."""
-    detail = _event_id_problem(names.EVENT_ID, event_id)
-    if detail is not None:
-        return Reason.INVALID_EVENT_ID, detail
-    if item.header.signal is Signal.SPAN and not item.time_ns:
-        return Reason.NO_TIMESTAMP, "the span has no end time"
-    return time_problem(item.time_ns or now_ns, now_ns)
+def of_group(
+    group: ItemGroup, described: Sequence[Described], now_ns: int
+) -> tuple[Items | None, list[tuple[int, Refusal]]]:
+    """The items of a group that can be billed, and (place, why) of those that cannot.
 
-
-def of_item(item: Item, use: Use, now_ns: int) -> Single:
-    """A span or log record as usage of one meter."""
-    series = use.series
-    if use.quantity is None:
-        whole, nano = divmod(max(item.time_ns - item.start_ns, 0), quantity.NANO)
-    else:
-        whole, nano = quantity.from_decimal(use.quantity)
-    time_ns = item.time_ns or now_ns
-    return Single(series, _item_id(item, use), whole, nano, item.start_ns or time_ns, time_ns, item)
+    Args:
+        group: Spans or log records.
+        described: Of each; those that are ignored may be among them.
+        now_ns: The time.
+    """
+    chosen, refused = _Chosen([], [], []), []
+    problems = _time_problems(group, now_ns)
+    for place, one in enumerate(described):
+        for use in one.resolution if isinstance(one.resolution, tuple) else ():
+            refusal = use if isinstance(use, Refusal) else _refusal(use, one, problems.get(place))
+            if refusal is not None:
+                refused.append((place, refusal))
+            elif isinstance(use, Use):
+                chosen.places.append(place)
+                chosen.uses.append(use)
+                chosen.described.append(one)
+    return Items(group, chosen, now_ns) if chosen.places else None, refused
 
 
 def of_event(
     event: UsageEvent, sender: Sender, metering: Metering, *, now_ns: int, new_id: IdFactory
-) -> Single:
+) -> ApiEvent:
     """An event of the JSON API.
 
     Raises:
@@ -107,64 +205,114 @@ def of_event(
         attributes[names.EVENT_ID] = event.event_id
         row_id = identity.explicit_id(tenant, meter, event.event_id)
         content = f"{whole} {nano}".encode()
-    series = metering.event(tenant, meter, attributes, content)
-    return Single(series, row_id, whole, nano, time_ns, time_ns, event)
-
-
-def ids_of(singles: Sequence[Single]) -> tuple[Words, Words]:
-    """Their identities."""
-    return identity.to_words(b"".join(single.id for single in singles))
-
-
-def contents_of(singles: Sequence[Single]) -> Words:
-    """What each says, in eight bytes: those of its stream, see `decide.decide_item`."""
-    return identity.to_words(b"".join(single.series.stream_id for single in singles))[0]
-
-
-def times_of(singles: Sequence[Single]) -> Ints:
-    """When each was."""
-    return np.array([single.time_ns for single in singles], np.int64)
-
-
-def events(singles: Sequence[Single]) -> EventColumns:
-    """Them as events."""
-    numbers = [(one.whole, one.nano, one.start_ns, one.time_ns) for one in singles]
-    columns = np.array(numbers, np.int64).reshape(-1, 4)
-    first, second = ids_of(singles)
-    time_ns = columns[:, 3]
-    start_ns = columns[:, 2]
-    return EventColumns(
-        series=[one.series for one in singles],
-        numbers=np.arange(len(singles)),
-        first=first,
-        second=second,
-        whole=columns[:, 0],
-        nano=columns[:, 1],
-        observations=np.ones(len(singles), np.int64),
-        start_ns=np.where(start_ns > time_ns, time_ns, start_ns),
+    series, described = metering.event(tenant, meter, attributes, content)
+    return ApiEvent(
+        event=event,
+        series=series,
+        attributes=described,
+        id=row_id,
+        whole=whole,
+        nano=nano,
         time_ns=time_ns,
-        traces={
-            i: (one.source.trace_id.hex(), one.source.span_id.hex())
-            for i, one in enumerate(singles)
-            if isinstance(one.source, Item) and one.source.trace_id
-        },
     )
 
 
-def _item_id(item: Item, use: Use) -> bytes:
-    series = use.series
-    if use.event_id is not None:
-        return identity.explicit_id(series.tenant_id, series.meter, use.event_id)
-    if item.header.signal is Signal.SPAN:
-        return identity.span_id(series.tenant_id, series.meter, item.trace_id, item.span_id)
-    content = values.canonical(values.parse_attributes(item.attributes))
-    time = item.time_ns.to_bytes(8, "little")
-    # Without a time of its own, a record has that of its arrival, which is no part of it.
-    kind = Kind.POINT if item.time_ns else Kind.EXPLICIT
-    return identity.mark(identity.digest(b"log", series.key, time, item.body, content), kind)
+def _time_problems(group: ItemGroup, now_ns: int) -> dict[int, tuple[Reason, str]]:
+    """Why items cannot be billed for their times, by place."""
+    is_span, time = group.header.signal is Signal.SPAN, group.time_ns
+    latest = np.uint64(now_ns + MAX_AHEAD_NS)
+    is_odd = (time < np.uint64(EARLIEST_NS)) | (time > latest)
+    problems = {}
+    for place in np.flatnonzero(is_odd).tolist():
+        if is_span and not time[place]:
+            problems[place] = (Reason.NO_TIMESTAMP, "the span has no end time")
+        elif problem := time_problem(int(time[place]) or now_ns, now_ns):
+            problems[place] = problem
+    return problems
+
+
+def _refusal(use: Use, described: Described, problem: tuple[Reason, str] | None) -> Refusal | None:
+    detail = _event_id_problem(names.EVENT_ID, use.event_id)
+    if detail is not None:
+        problem = Reason.INVALID_EVENT_ID, detail
+    return problem and refusal_of(use.series, *problem, described.attributes)
 
 
 def _event_id_problem(name: str, event_id: str | None) -> str | None:
     if event_id is None or 0 < len(event_id) <= MAX_EVENT_ID_LENGTH:
         return None
     return f"{name} has {len(event_id)} characters; 1 to {MAX_EVENT_ID_LENGTH} are allowed"
+
+
+def _numbered(series: Sequence[Series]) -> tuple[Ints, list[Series]]:
+    """Each series once, and the number of each of them in that list."""
+    places: dict[int, int] = {}
+    distinct: list[Series] = []
+    numbers = []
+    for one in series:
+        number = places.get(id(one))
+        if number is None:
+            number = places[id(one)] = len(distinct)
+            distinct.append(one)
+        numbers.append(number)
+    return np.array(numbers, np.int64), distinct
+
+
+def _quantities(uses: Sequence[Use], lengths_ns: Ints) -> tuple[Ints, Ints]:
+    whole, nano = lengths_ns // quantity.NANO, lengths_ns % quantity.NANO
+    given = [(i, *use.quantity) for i, use in enumerate(uses) if use.quantity is not None]
+    if given:
+        places, wholes, nanos = np.array(given, np.int64).T
+        whole[places], nano[places] = wholes, nanos
+    return whole, nano
+
+
+def _identities(
+    group: ItemGroup, chosen: _Chosen, series: Sequence[Series], numbers: Ints
+) -> tuple[Words, Words]:
+    keys = identity.to_words(b"".join([one.key for one in series]))
+    key_first, key_second = keys[0][numbers], keys[1][numbers]
+    places = np.array(chosen.places, np.int64)
+    time, start = group.time_ns[places], group.start_ns[places]
+    attributes = identity.to_words(b"".join([one.digest for one in chosen.described]))
+    if group.header.signal is Signal.SPAN:
+        # A span without ids of its own is known by its times and attributes.
+        first, second = identity.siphash(key_first, key_second, [start, time, *attributes])
+        second = identity.mark_words(second, Kind.POINT)
+        has_ids, words = _span_words(group, chosen.places)
+        by_ids = identity.siphash(key_first, key_second, words)
+        first = np.where(has_ids, by_ids[0], first)
+        second = np.where(has_ids, identity.mark_words(by_ids[1], Kind.SPAN), second)
+    else:
+        bodies = [identity.digest(b"body", group.bodies[i]) for i in chosen.places]
+        words = [time, *identity.to_words(b"".join(bodies)), *attributes]
+        first, second = identity.siphash(key_first, key_second, words)
+        # Without a time of its own, a record has that of its arrival, which is no part of it.
+        is_timed = time != 0
+        second = np.where(
+            is_timed,
+            identity.mark_words(second, Kind.POINT),
+            identity.mark_words(second, Kind.EXPLICIT),
+        )
+    for i, use in enumerate(chosen.uses):
+        if use.event_id is not None:
+            one = use.series
+            explicit = identity.explicit_id(one.tenant_id, one.meter, use.event_id)
+            (first[i],), (second[i],) = identity.to_words(explicit)
+    return first, second
+
+
+def _span_words(group: ItemGroup, places: Sequence[int]) -> tuple[Words, list[Words]]:
+    """Which spans have valid ids (W3C Trace Context: sixteen and eight bytes, not zero), and those."""
+    traces = [group.trace_ids[i] for i in places]
+    spans = [group.span_ids[i] for i in places]
+    if any(len(one) != ID_BYTES for one in traces) or any(len(s) != _SPAN_ID_BYTES for s in spans):
+        is_right = [
+            len(t) == ID_BYTES and len(s) == _SPAN_ID_BYTES
+            for t, s in zip(traces, spans, strict=True)
+        ]
+        traces = [t if ok else bytes(ID_BYTES) for t, ok in zip(traces, is_right, strict=True)]
+        spans = [s if ok else bytes(_SPAN_ID_BYTES) for s, ok in zip(spans, is_right, strict=True)]
+    high, low = identity.to_words(b"".join(traces))
+    span = np.frombuffer(b"".join(spans), np.uint64)
+    return ((high | low) != 0) & (span != 0), [high, low, span]

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass
-from decimal import Decimal
 from enum import StrEnum
 from functools import cached_property
 
@@ -49,7 +48,7 @@ class Series:
         tenant_id: Who pays.
         meter: Slug.
         dimensions: What the meter groups by.
-        attributes: All attributes of the item.
+        attributes: All that its events share; those of items that come one by one are their own.
         service_name: From the resource.
         signal: Where it came from.
         stream_id: 16 bytes.
@@ -107,12 +106,12 @@ class Use:
 
     Attributes:
         series: What it shares with others.
-        quantity: How much; None: the length of the span in seconds.
+        quantity: (whole, nano), see `receiver.quantity`; None: the length of the span in seconds.
         event_id: The sender's idempotency key.
     """
 
     series: Series
-    quantity: Decimal | None
+    quantity: tuple[int, int] | None
     event_id: str | None
 
 
