@@ -16,6 +16,7 @@ from receiver.http_server import HttpApp
 from receiver.identity import Words
 from receiver.ingest import Ingest, Limits
 from receiver.metering import Metering
+from receiver.restore import restore_states
 from receiver.rows import ids_of, words_of
 from receiver.seen import Ids, SeenIds
 from receiver.store import tables
@@ -56,6 +57,7 @@ class Receiver:
         )
         self.store = Store(settings.store_url)
         migrate(self.store, clock)
+        restore_states(self.store, self.spool)
         self.keys = ApiKeys(self.store, clock)
         self.writer = Writer(self.spool, self.store, clock)
         self.ingest = Ingest(

@@ -157,7 +157,7 @@ def decide_point(subject: Subject, definition: MeterDefinition, stream_id: bytes
         tenant,
         stream_id,
         scale=scale or 0,
-        is_monotonic=header.is_monotonic,
+        is_monotonic=header.is_monotonic or mode is Mode.INCREASE,
         is_cumulative=mode is Mode.INCREASE,
         counts_measurements=counts,
     )

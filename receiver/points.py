@@ -154,7 +154,7 @@ class Points:
             time_ns=self.time,
             whole=whole,
             nano=nano,
-            counts=np.where(self._are_distributions(), self.counts, 0),
+            counts=np.where(self._are_distributions(), self.counts, -1),
         )
 
     def increased(self, totals: Cumulative, increases: Increases) -> EventColumns:

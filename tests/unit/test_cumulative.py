@@ -19,7 +19,7 @@ class Point:
     start_ns: int
     time_ns: int
     value: Decimal
-    count: int = 0
+    count: int = -1
 
 
 class Counted:
@@ -135,7 +135,7 @@ def test_in_order_each_increase_is_counted_at_its_own_time(points: list[Point]) 
     assert together.at == one_by_one.at
 
 
-def point(time_ns: int, value: int | str, start_ns: int = 100, count: int = 0) -> Point:
+def point(time_ns: int, value: int | str, start_ns: int = 100, count: int = -1) -> Point:
     return Point(1, start_ns, time_ns, Decimal(value), count)
 
 
