@@ -176,6 +176,15 @@ class Spool:
                     found[key] = value
         return found
 
+    def has_states(self) -> bool:
+        """Whether there is any state.
+
+        Raises:
+            UnavailableError: The disk refused.
+        """
+        with self._lock:
+            return bool(self._read("SELECT 1 FROM states LIMIT 1"))
+
     def seal(self, new_token: str, *, max_entries: int, max_bytes: int) -> Batch | None:
         """Return the oldest sealed batch, else seal the oldest entries under `new_token`.
 

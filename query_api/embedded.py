@@ -27,7 +27,7 @@ from receiver.app import Receiver
 from receiver.config import Settings
 from receiver.ingest import Work
 from receiver.store.keys import Principal, Scope
-from receiver.usage import Sender
+from receiver.usage import Reason, Sender
 
 STOP_GRACE_SECONDS: Final = 5.0
 """How long a request that has begun may take to end."""
@@ -139,9 +139,9 @@ def services(receiver: Receiver, clock: Clock) -> Services:
                 f"the events were not stored within {SUBMIT_TIMEOUT_SECONDS:.0f} s; send them again: "
                 "with their event_id they count once"
             ) from error
-        return Admission(
-            accepted=outcome.accepted, duplicates=outcome.duplicates, rejected=outcome.rejected
-        )
+        # Another event under a used id counts no second time either; it is also in quarantine.
+        repeated = outcome.duplicates + outcome.reasons[Reason.CONFLICT]
+        return Admission(accepted=outcome.accepted, duplicates=repeated, rejected=outcome.rejected)
 
     return Services(
         store=receiver.store,

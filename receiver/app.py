@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from otel_metering.clock import Clock
@@ -12,10 +13,12 @@ from otel_metering.spool import Spool, open_spool
 from receiver.config import Settings
 from receiver.grpc_server import GrpcServer
 from receiver.http_server import HttpApp
-from receiver.identity import SeenIds
-from receiver.ingest import Ingest
+from receiver.identity import Words
+from receiver.ingest import Ingest, Limits
 from receiver.metering import Metering
+from receiver.restore import restore_states
 from receiver.rows import ids_of, words_of
+from receiver.seen import Ids, SeenIds
 from receiver.store import tables
 from receiver.store.client import Store
 from receiver.store.keys import ApiKeys
@@ -54,6 +57,7 @@ class Receiver:
         )
         self.store = Store(settings.store_url)
         migrate(self.store, clock)
+        restore_states(self.store, self.spool)
         self.keys = ApiKeys(self.store, clock)
         self.writer = Writer(self.spool, self.store, clock)
         self.ingest = Ingest(
@@ -61,7 +65,11 @@ class Receiver:
             seen=load_seen_ids(self.store, self.spool),
             spool=self.spool,
             clock=clock,
-            max_queue_bytes=settings.max_queue_bytes,
+            limits=Limits(
+                max_queue_bytes=settings.max_queue_bytes,
+                max_key_bytes_per_second=settings.max_key_bytes_per_second,
+                min_free_disk_bytes=settings.min_free_disk_bytes,
+            ),
             pace=self.writer.pace,
             on_commit=self.writer.notify,
         )
@@ -107,10 +115,15 @@ def read_meters(path: Path | None) -> Meters:
 def load_seen_ids(store: Store, spool: Spool) -> SeenIds:
     """Every identity that was ever admitted: those in the database, and those on their way to it."""
     seen = SeenIds()
+
+    def add(words: tuple[Words, Words]) -> None:
+        none = np.zeros(len(words[0]), np.int64)
+        seen.add(Ids(*words, none, none.view(np.uint64)), 0)
+
     for table in (tables.EVENTS, tables.QUARANTINE):
         for ids in store.stream_column(f"SELECT event_id FROM {table}"):  # noqa: S608 - from tables.py
-            seen.add(*words_of(ids))
+            add(words_of(ids))
     for entry in spool.entries():
-        seen.add(*ids_of(entry.payload))
+        add(ids_of(entry.payload))
     _log.debug("Ids loaded", extra={"event": "ids_loaded", "ids": len(seen)})
     return seen

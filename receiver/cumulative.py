@@ -24,7 +24,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from receiver.identity import ID_BYTES, Words, to_bytes
+from receiver.identity import ID_BYTES, Words, siphash, to_bytes, to_words
 from receiver.quantity import NANO, Ints
 
 Bools = NDArray[np.bool_]
@@ -60,7 +60,7 @@ class Cumulative:
         time_ns: Time.
         whole: Value so far; with `nano`, see `receiver.quantity`.
         nano: Billionths of the value.
-        counts: Measurements so far; 0 for plain numbers.
+        counts: Measurements so far; negative: the point does not say, it is a plain number.
     """
 
     first: Words
@@ -73,9 +73,9 @@ class Cumulative:
 
 
 class TakenBack(NamedTuple):
-    """What was counted before the first point of an unknown start came: point `index` takes it back."""
+    """What was counted before the first point of an unknown start came: it does so when point `place` comes."""
 
-    index: int
+    place: int
     time_ns: int
     whole: int
     nano: int
@@ -153,9 +153,17 @@ class Accumulators:
 _NOTHING: Final = bytes(_STATE.itemsize)
 
 
-def encode_state(whole: int, nano: int, counts: int, counted_ns: int, latest_ns: int) -> bytes:
-    """A state as it is stored, of a series that was counted so far without an unknown start."""
-    return np.array([(whole, nano, counts, counted_ns, latest_ns, 0)], _STATE).tobytes()
+def state_key(series_key: bytes, start_ns: int) -> bytes:
+    """The key of one state: `Points.cumulative` makes those of whole columns."""
+    first, second = to_words(series_key)
+    return to_bytes(*siphash(first, second, [np.array([start_ns]).view(np.uint64)]))
+
+
+def encode_state(
+    value: tuple[int, int], *, counts: int, counted_ns: int, latest_ns: int, is_based: bool
+) -> bytes:
+    """A state as it is stored; `value` is (whole, nano)."""
+    return np.array([(*value, counts, counted_ns, latest_ns, is_based)], _STATE).tobytes()
 
 
 def _advance_plain(
@@ -165,7 +173,7 @@ def _advance_plain(
     whole, nano = points.whole - before["whole"], points.nano - before["nano"]
     borrows = nano < 0
     whole, nano = whole - borrows, nano + borrows * NANO
-    counts = points.counts - before["counts"]
+    counts = np.where(points.counts < 0, 0, points.counts - before["counts"])
     is_plain = (
         is_single
         & (points.start_ns != 0)
@@ -191,7 +199,7 @@ def _encoded(points: Cumulative, before: NDArray[np.void], is_plain: Bools) -> l
     after = before[is_plain].copy()
     time_ns = points.time_ns[is_plain]
     after["whole"], after["nano"] = points.whole[is_plain], points.nano[is_plain]
-    after["counts"] = points.counts[is_plain]
+    after["counts"] = np.maximum(after["counts"], points.counts[is_plain])
     grows = after != before[is_plain]
     after["counted_ns"] = np.where(after["counted_ns"] == 0, time_ns, after["counted_ns"])
     after["latest_ns"] = np.where(
@@ -217,8 +225,13 @@ class _State:
         return cls(whole * NANO + nano, counts, counted_ns, latest_ns, bool(based))
 
     def encoded(self) -> bytes:
-        row = (*divmod(self.value, NANO), self.counts, self.counted_ns, self.latest_ns)
-        return np.array([(*row, self.is_based)], _STATE).tobytes()
+        return encode_state(
+            divmod(self.value, NANO),
+            counts=self.counts,
+            counted_ns=self.counted_ns,
+            latest_ns=self.latest_ns,
+            is_based=self.is_based,
+        )
 
 
 def _advance(i: int, points: Cumulative, encoded: bytes | None, added: Increases) -> bytes:
@@ -229,8 +242,9 @@ def _advance(i: int, points: Cumulative, encoded: bytes | None, added: Increases
     is_unknown = start_ns in (0, time_ns)
     if encoded is None and is_unknown:
         added.is_event[i] = True
-        return _State(value, counts, time_ns, time_ns, is_based=True).encoded()
+        return _State(value, max(counts, 0), time_ns, time_ns, is_based=True).encoded()
     state = _State.of(encoded or _NOTHING)
+    counts = state.counts if counts < 0 else counts
     if start_ns == 0:
         if time_ns > state.latest_ns:
             is_reset = value < state.value or counts < state.counts
@@ -242,8 +256,9 @@ def _advance(i: int, points: Cumulative, encoded: bytes | None, added: Increases
         state.is_based = True
         lost = state.value - value - before[0], state.counts - counts - before[1]
         added.taken_back.append(TakenBack(i, state.counted_ns, *divmod(lost[0], NANO), lost[1]))
+    elif value < state.value and time_ns > state.latest_ns:
+        added.is_conflict[i] = True
     else:
-        added.is_conflict[i] = value < state.value and time_ns > state.latest_ns
         top = max(value, state.value), max(counts, state.counts)
         if top != (state.value, state.counts):
             state.latest_ns = max(state.latest_ns, time_ns)
