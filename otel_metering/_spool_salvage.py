@@ -23,7 +23,8 @@ class Salvaged:
     Attributes:
         entries: (key, payload) that are whole, oldest first.
         lost: Numbers of entries that are not, or are missing.
-        states: (key, value) that are whole.
+        states: (key, value) that are whole. None if no entry waits: the events of the database then know
+            all that was counted, while a file that lost its end does not.
         lost_states: How many are not.
         sealed: Token of the sealed batch, and how many of `entries` are in it; None: there is none.
         kept: Where the damaged file is now.
@@ -52,6 +53,8 @@ def salvage(path: Path) -> Salvaged:
     with _locked(path) as lock_fd:
         found = _read(path, read_mark(lock_fd))
         found.kept = kept
+        if not found.entries:
+            found.states, found.lost_states = [], 0
         _remove(fresh)
         mark = _write(fresh, found)
         for suffix in ("-wal", "-shm", ""):

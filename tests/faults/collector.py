@@ -40,6 +40,9 @@ _REQUESTS: Final[Mapping[str, Callable[[], Message]]] = {
 _NOUNS: Final = {METRICS: "metrics", SPANS: "spans", LOGS: "logs"}
 _LEAVES: Final = {SPANS: "spans", LOGS: "log_records"}
 
+NOT_SYNCED: Final = 0.2
+"""Share of the delivered requests that a crash brings back."""
+
 Send = Callable[[str, Message, random.Random], bool]
 """Signal, request, source of chance -> whether it was acknowledged. Raises when it was refused for good."""
 
@@ -52,6 +55,7 @@ class Collector:
         self._send = send
         self._queue = deque(requests)
         self._in_flight: list[Request] = []
+        self._done: list[Request] = []
         self._lock = threading.Lock()
         self._crashed = threading.Event()
         self._attempts_to_crash = 0
@@ -74,6 +78,9 @@ class Collector:
         # What was in flight at the crash goes to the end of the queue, whole.
         self._queue.extend(self._in_flight)
         self._in_flight.clear()
+        # So does some of what was done, if the queue's file is not synced (file_storage's default).
+        chance = random.Random(f"{self._seed} {life}")
+        self._queue.extend(one for one in self._done if chance.random() < NOT_SYNCED)
         with ThreadPoolExecutor(CONSUMERS) as threads:
             running = [
                 threads.submit(self._consume, random.Random(f"{self._seed} {life} {number}"))
@@ -92,6 +99,7 @@ class Collector:
             with self._lock:
                 for request in taken:
                     self._in_flight.remove(request)
+                self._done += taken
 
     def _take(self, chance: random.Random) -> list[Request]:
         """The next request, or several of its signal that become one."""

@@ -54,7 +54,7 @@ class Faults:
     def __init__(self, seed: str, *, may_die: bool) -> None:
         self._chance = random.Random(f"server {seed}")
         self._lock = threading.Lock()
-        self._death = self._chance.choice(list(_DEATHS)) if may_die else ""
+        self._death = self._chance.choices(list(_DEATHS), [2, 2, 2, 3, 4, 2])[0] if may_die else ""
         self._left = self._chance.randrange(1, _DEATHS[self._death]) if may_die else 0
         self.is_ready = threading.Event()
         self._never = threading.Event()

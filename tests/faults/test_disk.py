@@ -131,14 +131,24 @@ def running(up: Isolated) -> Iterator[Isolated]:
             up.kill()
 
 
-def test_a_full_disk_of_the_spool_is_retryable_at_once_and_recovers(data_dir: Path) -> None:
+@pytest.fixture(autouse=True)
+def no_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disks here are small, and are to be full to the last byte."""
+    monkeypatch.setenv("METERING_MIN_FREE_DISK_BYTES", "0")
+
+
+@pytest.mark.parametrize("floor", [0, 8 * 2**20])
+def test_a_full_disk_of_the_spool_is_retryable_at_once_and_recovers(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, floor: int
+) -> None:
+    monkeypatch.setenv("METERING_MIN_FREE_DISK_BYTES", str(floor))
     spool = data_dir / "spool"
     with running(Isolated(data_dir, f"mount -t tmpfs -o size={DISK} tmpfs {spool}")) as up:
         sender = Sender(up, "full.spool")
         assert sender.send() == 200
 
         ballast = fill(up.inside(spool))
-        answers = [sender.send(2_000) for _ in range(20)]
+        answers = [sender.send(1_000) for _ in range(12)]
         assert not set(answers) <= {200}
         assert sender.slowest < 5
         ballast.unlink()
@@ -158,7 +168,7 @@ def test_a_full_disk_of_the_engine_is_loud_holds_everything_and_recovers(data_di
 
         ballast = fill(up.inside(engine))
         for _ in range(5):
-            sender.send(1_000)
+            sender.send(500)
         status, body = eventually(lambda: health(up), lambda answer: answer[0] != 200)
         assert b"not stored yet" in body, (status, body)
         ballast.unlink()

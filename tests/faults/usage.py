@@ -24,8 +24,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from tests.oracle import Usage
 from tests.otlp import SCOPE, Value, key_values
 
-CUMULATIVE = False
-"""Whether sums of cumulative temporality are usage; False: none is made."""
+CUMULATIVE = True
+"""Whether sums of cumulative temporality are made."""
 
 SECOND = 10**9
 BEGIN_NS = 1_780_268_400 * SECOND
