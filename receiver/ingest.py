@@ -116,6 +116,10 @@ class Ingest:
         """Begin to work."""
         self._thread.start()
 
+    def replace_metering(self, metering: Metering) -> None:
+        """Decide by `metering` from the next micro-batch on. Any thread may call it."""
+        self._metering = metering  # a micro-batch takes it once, at its begin
+
     def submit(self, work: Work) -> "Future[Outcome]":
         """Queue a request; its future is done when its usage is durable, or it is refused.
 

@@ -22,8 +22,6 @@ from google.protobuf.message import DecodeError
 from otel_metering.contract import attributes as names
 from otel_metering.contract.event import QUANTITY_DECIMALS, check_quantity, is_valid_name
 from otel_metering.contract.meter import (
-    VALUE_DURATION,
-    Aggregation,
     MeterDefinition,
     Meters,
     Signal,
@@ -381,18 +379,14 @@ def _dimensions(definition: MeterDefinition, signal: Signal, attributes: Pairs) 
 
 
 def _unique_key(definition: MeterDefinition, attributes: Mapping[str, str]) -> str:
-    if definition.aggregation is Aggregation.UNIQUE_COUNT and definition.value is not None:
-        return attributes.get(definition.value, "")
-    return attributes.get(names.UNIQUE_KEY, "")
+    return attributes.get(definition.unique_attribute or names.UNIQUE_KEY, "")
 
 
 def _quantity(definition: MeterDefinition, attributes: Mapping[bytes, bytes]) -> Decimal | None:
     """How much one span or log record is; None: the span's length."""
-    if definition.value == VALUE_DURATION:
+    if definition.is_duration:
         return None
-    name = names.QUANTITY
-    if definition.value is not None and definition.aggregation is not Aggregation.UNIQUE_COUNT:
-        name = definition.value
+    name = definition.quantity_attribute or names.QUANTITY
     value = attributes.get(name.encode())
     if value is None:
         if name == names.QUANTITY:
