@@ -233,15 +233,15 @@ class Ingest:
             waiting.answer = outcome
 
     def _commit(self, admitted: Admitted) -> None:
-        self._is_exact = False
         try:
             self._spool.append(admitted.entries)
+            # Only now: an id that is remembered but not stored would destroy what is sent again.
+            self._seen.add(*admitted.ids)
         except UnavailableError:
-            self._is_exact = True  # it took all or none: none
+            raise  # from the spool, which took all or none: none
+        except BaseException:
+            self._is_exact = False
             raise
-        # Only now: an id that is remembered but not stored would destroy what is sent again.
-        self._seen.add(*admitted.ids)
-        self._is_exact = True
         self._on_commit()
 
 

@@ -1,18 +1,18 @@
 """Requests are acknowledged when they are durable; what cannot be is refused so that it is sent again."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
 from otel_metering.clock import SystemClock
-from otel_metering.contract.meter import Meters, Signal
+from otel_metering.contract.meter import Meters, Signal, parse_meters
 from otel_metering.errors import UnavailableError
 from otel_metering.spool import Spool, open_spool
 from receiver.admit import Outcome
 from receiver.errors import MalformedPayloadError
-from receiver.identity import SeenIds
+from receiver.identity import SeenIds, Words
 from receiver.ingest import Ingest, Work
 from receiver.metering import Metering
 from receiver.usage import Sender
@@ -122,6 +122,21 @@ def test_a_request_that_meets_a_bug_is_unavailable_and_its_neighbours_are_stored
     ingest.stop()
 
 
+def test_another_metering_decides_from_the_next_request_on(ingest: Ingest, spool: Spool) -> None:
+    nobodys = Work(
+        sender=SENDER,
+        signal=Signal.METRIC,
+        body=metrics_request([Point("tenant_a", 1)], scope="x").SerializeToString(),
+    )
+    meters = parse_meters({"meters": [{"slug": "m", "source": {"signal": "metric"}}]})
+
+    before = outcome(ingest.submit(nobodys))
+    ingest.replace_metering(Metering(meters))
+    after = outcome(ingest.submit(nobodys))
+
+    assert (before.accepted, after.accepted) == (0, 1)
+
+
 def test_a_full_queue_refuses_at_once(spool: Spool) -> None:
     ingest = ingest_into(spool, max_queue_bytes=len(work().body) + 1)
     first = ingest.submit(work())
@@ -172,4 +187,28 @@ def test_when_memory_and_spool_may_differ_nothing_is_admitted_until_a_restart(sp
 
     assert not ingest.is_exact
     assert spool.entry_count == 1, "a second copy could never be told from the first"
+    ingest.stop()
+
+
+class Observed(SeenIds):
+    """Memory that looks, in the middle of a commit, at what others see then."""
+
+    def __init__(self, is_exact: Callable[[], bool]) -> None:
+        super().__init__()
+        self._is_exact = is_exact
+        self.seen_exact: list[bool] = []
+
+    def add(self, *ids: Words) -> None:
+        self.seen_exact.append(self._is_exact())
+        super().add(*ids)
+
+
+def test_health_does_not_fail_while_a_commit_runs(spool: Spool) -> None:
+    ingest = ingest_into(spool)
+    ingest._seen = observed = Observed(lambda: ingest.is_exact)
+    ingest.start()
+
+    assert outcome(ingest.submit(work())).accepted == 1
+
+    assert observed.seen_exact == [True]
     ingest.stop()
