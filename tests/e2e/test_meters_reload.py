@@ -160,6 +160,8 @@ def test_log_records_and_the_list_of_meters_follow_the_file(up: Up, path: Path) 
         request = logs_request([{"tenant.id": "tenant_a"}], event_name="mail.sent", at_ns=at_ns)
         assert post(up.http, "/v1/logs", request.SerializeToString(), KEY)[0] == 200
 
+    hang_up(up)
+    eventually(lambda: "".join(up.printed), lambda printed: "Meters unchanged" in printed)
     send(NOON)
     replace(path, "meters:\n- slug: mails\n  source: {signal: log, name: mail.sent}\n")
     hang_up(up)

@@ -174,7 +174,7 @@ def test_a_file_emptied_for_good_is_refused(watched: Watched, path: Path) -> Non
 
 
 def test_a_link_that_moves_on_is_a_change_as_in_a_kubernetes_volume(tmp_path: Path) -> None:
-    for name, text in (("..1", ONE), ("..2", TWO)):
+    for name, text in (("..1", ONE), ("..2", ONE.replace("one", "two"))):
         (tmp_path / name).mkdir()
         (tmp_path / name / "meters.yaml").write_text(text)
         os.utime(tmp_path / name / "meters.yaml", (0, 0))
@@ -187,7 +187,7 @@ def test_a_link_that_moves_on_is_a_change_as_in_a_kubernetes_volume(tmp_path: Pa
     (tmp_path / "..next").replace(tmp_path / "..data")
     watched.look()
 
-    assert watched.taken == [["one", "two"]]
+    assert watched.taken == [["two"]]
 
 
 def test_the_same_content_in_a_new_file_is_no_change(

@@ -179,6 +179,7 @@ def test_source_and_value_must_fit(signal: str, field: str, said: str) -> None:
         ("meters:\n- slug: 5", "2: meters[0].slug is the number 5; it must be text, in quotes"),
         ("meters:\n- slug: a\n- slug: b\n-\n  slug: a", "5: meters[2].slug is 'a', as that of meters[0]; rename or remove one"),
         ("meters:\n- slug: a\n\n  aggregation: unique_count", "2: meters[0].value is missing; unique_count needs the attribute whose values it counts"),
+        ("meters:\n- slug: a\n  source:\n\n    name: x", "3: meters[0].source.signal is missing; it must be one of metric, span, log"),
         ("--- {}\n--- {}", "2: it is not YAML: expected a single document in the stream"),
         ("meters:\n- slug: 'a\n- slug: b\n", "4: it is not YAML: while scanning a quoted scalar, found unexpected end of stream (what is wrong may begin in line 2)"),
         ("meters: &a\n- slug: a\n  group_by: *a", "2: it is nested deeper than 16 levels; flatten it"),
