@@ -57,7 +57,7 @@ async def serve(
     clock: Clock,
     on_ready: Callable[[Addresses], None],
 ) -> bool:
-    """Run until SIGTERM or SIGINT.
+    """Run until SIGTERM or SIGINT; SIGHUP reads `meters.yaml` again.
 
     Args:
         settings: Of the receiver.
@@ -75,7 +75,11 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    loop.add_signal_handler(
+        signal.SIGHUP, lambda: None
+    )  # would end the process until there is a receiver
     receiver = await asyncio.to_thread(Receiver, settings, clock)
+    loop.add_signal_handler(signal.SIGHUP, receiver.meters_file.reload)
     await asyncio.to_thread(receiver.start)
     servers: list[_Server] = []
     try:
@@ -152,6 +156,7 @@ def services(receiver: Receiver, clock: Clock) -> Services:
         checks={
             "database": lambda: _check_database(receiver),
             "ingest": lambda: _check_ingest(receiver),
+            "meters": receiver.meters_file.describe,
             "spool": lambda: _check_spool(receiver),
             "writer": lambda: _check_writer(receiver),
         },

@@ -1,14 +1,11 @@
 """Builds the receiver from its settings, starts it, and stops it in order."""
 
 import logging
-from pathlib import Path
 
 import numpy as np
-import yaml
 
 from otel_metering.clock import Clock
-from otel_metering.contract.meter import Meters, parse_meters
-from otel_metering.errors import ConfigurationError
+from otel_metering.contract.meter import Meters
 from otel_metering.spool import Spool, open_spool
 from receiver.config import Settings
 from receiver.grpc_server import GrpcServer
@@ -16,6 +13,7 @@ from receiver.http_server import HttpApp
 from receiver.identity import Words
 from receiver.ingest import Ingest, Limits
 from receiver.metering import Metering
+from receiver.meters_file import MetersFile
 from receiver.restore import restore_states
 from receiver.rows import ids_of, words_of
 from receiver.seen import Ids, SeenIds
@@ -34,7 +32,7 @@ class Receiver:
     Attributes:
         store: The database.
         keys: The API keys.
-        meters: What `meters.yaml` says.
+        meters_file: What `meters.yaml` says, also after it was changed.
         spool: What is acknowledged and not in the database yet.
         ingest: Takes requests.
         writer: Takes the spool into the database.
@@ -50,7 +48,7 @@ class Receiver:
             UnavailableError: The database did not answer.
         """
         self._settings = settings
-        self.meters = read_meters(settings.meters_file)
+        self.meters_file = MetersFile(settings.meters_file, clock)
         # The lock of the spool comes first: a second process must not touch the engine's files.
         self.spool: Spool = open_spool(
             settings.data_dir / "spool" / "receiver.db", max_bytes=settings.max_spool_bytes
@@ -77,11 +75,17 @@ class Receiver:
         self.grpc = GrpcServer(self.ingest, self.keys, max_request_bytes=limit)
         self.http = HttpApp(self.ingest, self.keys, max_request_bytes=limit)
 
+    @property
+    def meters(self) -> Meters:
+        """The definitions in force."""
+        return self.meters_file.meters
+
     def start(self) -> None:
         """Start the threads."""
         self.keys.start()
         self.writer.start()
         self.ingest.start()
+        self.meters_file.start(lambda meters: self.ingest.replace_metering(Metering(meters)))
 
     def stop(self) -> bool:
         """Finish what was queued, write the spool into the database, close. Call it when no edge listens.
@@ -89,27 +93,13 @@ class Receiver:
         Returns:
             Whether everything is in the database; else the rest is in the spool, for the next start.
         """
+        self.meters_file.stop()
         self.ingest.stop()
         is_drained = self.writer.stop(self._settings.drain_seconds)
         self.keys.stop()
         self.spool.close()
         self.store.close()
         return is_drained
-
-
-def read_meters(path: Path | None) -> Meters:
-    """Read `meters.yaml`; without a path, the one in the current folder if there is one.
-
-    Raises:
-        ConfigurationError: It cannot be read, or says something that it cannot say.
-    """
-    chosen = path or Path("meters.yaml")
-    if path is None and not chosen.exists():
-        return Meters()
-    try:
-        return parse_meters(yaml.safe_load(chosen.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, ConfigurationError) as error:
-        raise ConfigurationError(f"{chosen}: {error}") from error
 
 
 def load_seen_ids(store: Store, spool: Spool) -> SeenIds:

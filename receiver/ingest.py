@@ -137,8 +137,8 @@ class Ingest:
         self._thread.start()
 
     def replace_metering(self, metering: Metering) -> None:
-        """Decide by these meters from the next micro-batch on."""
-        self._metering = metering
+        """Decide by `metering` from the next micro-batch on. Any thread may call it."""
+        self._metering = metering  # a micro-batch takes it once, at its begin
 
     def submit(self, work: Work) -> "Future[Outcome]":
         """Queue a request; its future is done when its usage is durable, or it is refused.
@@ -247,17 +247,21 @@ class Ingest:
         return None
 
     def _commit(self, admitted: Admitted) -> None:
-        self._is_exact = False
         try:
             self._spool.append(admitted.entries, admitted.states)
         except UnavailableError:
-            self._is_exact = True  # it took all or none: none
+            raise  # it took all or none: none
+        except BaseException:
+            self._is_exact = False
             raise
-        # Only now: an id that is remembered but not stored would destroy what is sent again.
-        self._last_entry += len(admitted.entries)
-        self._seen.add(admitted.ids, self._last_entry, now_ns=self._clock.now_ns())
-        self._accumulators.remember(admitted.states)
-        self._is_exact = True
+        try:
+            # Only now: an id that is remembered but not stored would destroy what is sent again.
+            self._last_entry += len(admitted.entries)
+            self._seen.add(admitted.ids, self._last_entry, now_ns=self._clock.now_ns())
+            self._accumulators.remember(admitted.states)
+        except BaseException:
+            self._is_exact = False
+            raise
         self._on_commit()
 
 

@@ -12,9 +12,6 @@ from typing import Final
 
 from otel_metering.contract.fields import FieldPath, mapping, shown, wrong
 
-ANYTHING: Final = "*"
-"""The pattern of an attribute that is there, whatever its value."""
-
 _EXACT_BELOW: Final = 2**53
 """Integers below it are the same number as a double."""
 

@@ -1,6 +1,6 @@
 """Requests are acknowledged when they are durable; what cannot be is refused so that it is sent again."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from otel_metering.clock import SystemClock
-from otel_metering.contract.meter import Aggregation, MeterDefinition, Meters, Signal
+from otel_metering.contract.meter import Aggregation, MeterDefinition, Meters, Signal, parse_meters
 from otel_metering.errors import UnavailableError
 from otel_metering.spool import Spool, open_spool
 from receiver.admit import Outcome
 from receiver.errors import MalformedPayloadError, RateLimitedError
 from receiver.ingest import Ingest, Limits, Work
 from receiver.metering import Metering
-from receiver.seen import SeenIds
+from receiver.seen import Ids, SeenIds
 from receiver.usage import Sender
 from tests.otlp import NOON, Data, Point, data_request, metrics_request
 
@@ -126,6 +126,21 @@ def test_a_request_that_meets_a_bug_is_unavailable_and_its_neighbours_are_stored
     ingest.stop()
 
 
+def test_another_metering_decides_from_the_next_request_on(ingest: Ingest, spool: Spool) -> None:
+    nobodys = Work(
+        sender=SENDER,
+        signal=Signal.METRIC,
+        body=metrics_request([Point("tenant_a", 1)], scope="x").SerializeToString(),
+    )
+    meters = parse_meters({"meters": [{"slug": "m", "source": {"signal": "metric"}}]})
+
+    before = outcome(ingest.submit(nobodys))
+    ingest.replace_metering(Metering(meters))
+    after = outcome(ingest.submit(nobodys))
+
+    assert (before.accepted, after.accepted) == (0, 1)
+
+
 def test_a_full_queue_refuses_at_once(spool: Spool) -> None:
     ingest = ingest_into(spool, max_queue_bytes=len(work().body) + 1)
     first = ingest.submit(work())
@@ -229,3 +244,27 @@ def test_cumulative_points_count_once_across_a_restart(spool: Spool) -> None:
         ingest.stop()
 
     assert counted == [1, 1, 0, 1]
+
+
+class Observed(SeenIds):
+    """Memory that looks, in the middle of a commit, at what others see then."""
+
+    def __init__(self, is_exact: Callable[[], bool]) -> None:
+        super().__init__()
+        self._is_exact = is_exact
+        self.seen_exact: list[bool] = []
+
+    def add(self, ids: Ids, entry_number: int, *, now_ns: int) -> None:
+        self.seen_exact.append(self._is_exact())
+        super().add(ids, entry_number, now_ns=now_ns)
+
+
+def test_health_does_not_fail_while_a_commit_runs(spool: Spool) -> None:
+    ingest = ingest_into(spool)
+    ingest._seen = observed = Observed(lambda: ingest.is_exact)
+    ingest.start()
+
+    assert outcome(ingest.submit(work())).accepted == 1
+
+    assert observed.seen_exact == [True]
+    ingest.stop()
