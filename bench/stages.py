@@ -13,9 +13,9 @@ from otel_metering.contract.meter import Meters, Signal
 from otel_metering.spool import open_spool
 from receiver import rows
 from receiver.admit import MicroBatch
-from receiver.identity import SeenIds
 from receiver.metering import Metering
 from receiver.otlp.metrics import decode_metrics
+from receiver.seen import SeenIds
 from receiver.store import tables
 from receiver.store.client import Store
 from receiver.store.migrate import migrate
@@ -65,7 +65,7 @@ def receive(shape: Shape, points: int, group: int) -> dict[str, float]:
                 )
             admitted = timed("admit + encode", batch.admit)
             timed("spool (fsync)", lambda admitted=admitted: spool.append(admitted.entries))
-            timed("remember", lambda admitted=admitted: seen.add(*admitted.ids))
+            timed("remember", lambda admitted=admitted: seen.add(admitted.ids, 0, clock.now_ns()))
         spool.close()
     return {step: seconds / points * 1e6 for step, seconds in steps.items()}
 

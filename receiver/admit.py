@@ -24,7 +24,7 @@ from otel_metering.contract.event import (
 from otel_metering.contract.meter import Signal
 from otel_metering.errors import InvalidUsageError
 from receiver import identity, quantity, rows
-from receiver.identity import SeenIds, Words
+from receiver.identity import Ids, Kind
 from receiver.metering import Metering
 from receiver.otlp import items, metrics, values
 from receiver.otlp.items import Item
@@ -32,6 +32,7 @@ from receiver.otlp.metrics import PointGroup
 from receiver.points import Points, take
 from receiver.quantity import Ints
 from receiver.quarantine import refusal_of, refused_item, refused_point, time_problem
+from receiver.seen import Owner, SeenIds
 from receiver.usage import Reason, Refusal, Sender, Series, Use, Verdict
 
 IdFactory = Callable[[], bytes]
@@ -65,12 +66,12 @@ class Admitted:
 
     Attributes:
         entries: (key, payload) for the spool, all in one transaction; may be empty.
-        ids: Two columns, to remember as seen once the transaction is on disk.
+        ids: To remember as seen once the transaction is on disk.
         outcomes: One for each request, in the order they were added.
     """
 
     entries: list[tuple[str, bytes]]
-    ids: tuple[Words, Words]
+    ids: Ids
     outcomes: list[Outcome]
 
 
@@ -161,15 +162,15 @@ class MicroBatch:
             self._requests[owner].refuse(row)
         quarantine = [row for request in self._requests for row in request.quarantine]
         row_owners, all_rows = self._rows()
-        point_first, point_second = points.ids()
-        row_first, row_second = identity.to_words(b"".join(row.id for row in all_rows))
-        aside_first, aside_second = identity.to_words(b"".join(row.event_id for row in quarantine))
-        first = np.concatenate((point_first, row_first, aside_first))
-        second = np.concatenate((point_second, row_second, aside_second))
-        is_new = identity.first_occurrences(first, second) & ~self._seen.contains(first, second)
-        event_count = len(point_first) + len(row_first)
+        ids = identity.join_ids([_ids_of_points(points), _ids_of_rows(all_rows, quarantine)])
+        point_count, event_count = len(points.numbers), len(points.numbers) + len(all_rows)
+
+        def owners(places: Ints) -> list[Owner]:
+            return [_owner(points, all_rows, quarantine, place) for place in places.tolist()]
+
+        is_new = self._seen.find(ids, owners).is_new
         new_events, new_aside = np.split(is_new, [event_count])
-        new_points, new_rows = np.split(new_events, [len(point_first)])
+        new_points, new_rows = np.split(new_events, [point_count])
         self._count(np.concatenate((points.owners, row_owners)), new_events)
         now_ms = self._now_ns // 1_000_000
         entries = []
@@ -178,7 +179,7 @@ class MicroBatch:
                 points.select(new_points),
                 [row for row, new in zip(all_rows, new_rows, strict=True) if new],
                 identity.to_bytes(
-                    first[:event_count][new_events], second[:event_count][new_events]
+                    ids.first[:event_count][new_events], ids.second[:event_count][new_events]
                 ),
             )
             entries.append((rows.EVENTS_KEY, rows.encode_events(columns, now_ms)))
@@ -187,7 +188,7 @@ class MicroBatch:
             entries.append((rows.QUARANTINE_KEY, rows.encode_quarantine(aside, now_ms)))
         return Admitted(
             entries=entries,
-            ids=(first[is_new], second[is_new]),
+            ids=ids.take(is_new),
             outcomes=[request.outcome for request in self._requests],
         )
 
@@ -265,6 +266,7 @@ class MicroBatch:
             content = values.canonical(values.parse_attributes(item.attributes))
             time = item.time_ns.to_bytes(8, "little")
             row_id = identity.digest(b"log", series.key, time, item.body, content)
+            row_id = identity.mark(row_id, Kind.POINT if item.time_ns else Kind.EXPLICIT)
         if use.quantity is None:
             whole, nano = divmod(max(item.time_ns - item.start_ns, 0), quantity.NANO)
         else:
@@ -288,7 +290,7 @@ class MicroBatch:
         if detail is not None:
             raise InvalidUsageError(detail)
         if event.event_id is None:
-            row_id = self._new_id()
+            row_id = identity.mark(self._new_id(), Kind.ONCE)
         else:
             attributes[names.EVENT_ID] = event.event_id
             row_id = identity.explicit_id(tenant, meter, event.event_id)
@@ -316,6 +318,35 @@ def _event_id_problem(name: str, event_id: str | None) -> str | None:
     if event_id is None or 0 < len(event_id) <= MAX_EVENT_ID_LENGTH:
         return None
     return f"{name} has {len(event_id)} characters; 1 to {MAX_EVENT_ID_LENGTH} are allowed"
+
+
+def _ids_of_points(points: Points) -> Ids:
+    first, second = points.ids()
+    no_content = np.zeros(len(first), np.uint64)
+    return Ids(first=first, second=second, time_ns=points.time, content=no_content)
+
+
+def _ids_of_rows(others: Sequence[_Row], aside: Sequence[rows.QuarantineRow]) -> Ids:
+    first, second = identity.to_words(
+        b"".join([*(row.id for row in others), *(row.event_id for row in aside)])
+    )
+    times = [row.time_ns for row in others] + [row.timestamp_ns for row in aside]
+    content = [rows.content_of(row.series.stream_id) for row in others] + [0] * len(aside)
+    said = np.where(identity.kinds_of(second) == Kind.EXPLICIT, np.array(content, np.uint64), 0)
+    return Ids(first=first, second=second, time_ns=np.array(times, np.int64), content=said)
+
+
+def _owner(
+    points: Points, others: Sequence[_Row], aside: Sequence[rows.QuarantineRow], place: int
+) -> Owner:
+    """(tenant, meter) of the row at `place` in points, other events and quarantine, one after another."""
+    if place < len(points.numbers):
+        series = points.used[int(points.inverse[place])]
+        return series.tenant_id, series.meter
+    place -= len(points.numbers)
+    if place < len(others):
+        return others[place].series.tenant_id, others[place].series.meter
+    return aside[place - len(others)].tenant_id, ""
 
 
 def _columns(points: Points, others: Sequence[_Row], ids: bytes) -> rows.EventColumns:

@@ -1,6 +1,5 @@
 """Builds the receiver from its settings, starts it, and stops it in order."""
 
-import logging
 from pathlib import Path
 
 import yaml
@@ -12,17 +11,13 @@ from otel_metering.spool import Spool, open_spool
 from receiver.config import Settings
 from receiver.grpc_server import GrpcServer
 from receiver.http_server import HttpApp
-from receiver.identity import SeenIds
 from receiver.ingest import Ingest
+from receiver.load import load_seen_ids
 from receiver.metering import Metering
-from receiver.rows import ids_of, words_of
-from receiver.store import tables
 from receiver.store.client import Store
 from receiver.store.keys import ApiKeys
 from receiver.store.migrate import migrate
 from receiver.writer import Writer
-
-_log = logging.getLogger(__name__)
 
 
 class Receiver:
@@ -55,10 +50,11 @@ class Receiver:
         self.store = Store(settings.store_url)
         migrate(self.store, clock)
         self.keys = ApiKeys(self.store, clock)
-        self.writer = Writer(self.spool, self.store, clock)
+        seen = load_seen_ids(self.store, self.spool, clock, max_bytes=settings.max_ids_bytes)
+        self.writer = Writer(self.spool, self.store, clock, seen.written)
         self.ingest = Ingest(
             metering=Metering(self.meters),
-            seen=load_seen_ids(self.store, self.spool),
+            seen=seen,
             spool=self.spool,
             clock=clock,
             max_queue_bytes=settings.max_queue_bytes,
@@ -102,15 +98,3 @@ def read_meters(path: Path | None) -> Meters:
         return parse_meters(yaml.safe_load(chosen.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, ConfigurationError) as error:
         raise ConfigurationError(f"{chosen}: {error}") from error
-
-
-def load_seen_ids(store: Store, spool: Spool) -> SeenIds:
-    """Every identity that was ever admitted: those in the database, and those on their way to it."""
-    seen = SeenIds()
-    for table in (tables.EVENTS, tables.QUARANTINE):
-        for ids in store.stream_column(f"SELECT event_id FROM {table}"):  # noqa: S608 - from tables.py
-            seen.add(*words_of(ids))
-    for entry in spool.entries():
-        seen.add(*ids_of(entry.payload))
-    _log.debug("Ids loaded", extra={"event": "ids_loaded", "ids": len(seen)})
-    return seen

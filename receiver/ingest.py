@@ -23,8 +23,9 @@ from otel_metering.contract.meter import Signal
 from otel_metering.errors import InvalidUsageError, UnavailableError
 from otel_metering.spool import Spool
 from receiver.admit import Admitted, MicroBatch, Outcome
-from receiver.identity import ID_BYTES, SeenIds
+from receiver.identity import ID_BYTES
 from receiver.metering import Metering
+from receiver.seen import SeenIds
 from receiver.usage import Sender
 
 MAX_BATCH_BYTES: Final = 8 * 2**20
@@ -94,6 +95,8 @@ class Ingest:
         self._metering = metering
         self._seen = seen
         self._spool = spool
+        # Entries ever appended, those that the spool held at start included: as the writer counts them.
+        self._entry_number = spool.entry_count
         self._clock = clock
         self._max_queue_bytes = max_queue_bytes
         self._pace = pace
@@ -208,6 +211,10 @@ class Ingest:
                     waiting.answer = refusal
 
     def _process(self, batch: Sequence[_Waiting]) -> None:
+        if not self._seen.has_room:
+            raise UnavailableError(
+                "the memory of ids is full; send again when the database is back"
+            )
         micro_batch = MicroBatch(
             self._metering,
             self._seen,
@@ -236,7 +243,8 @@ class Ingest:
             self._is_exact = True  # it took all or none: none
             raise
         # Only now: an id that is remembered but not stored would destroy what is sent again.
-        self._seen.add(*admitted.ids)
+        self._entry_number += len(admitted.entries)
+        self._seen.add(admitted.ids, self._entry_number, self._clock.now_ns())
         self._is_exact = True
         self._on_commit()
 

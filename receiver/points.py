@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from receiver import identity, quantity, rows
-from receiver.identity import Words
+from receiver.identity import Kind, Words
 from receiver.otlp import metrics
 from receiver.otlp.metrics import PointGroup
 from receiver.quantity import Ints
@@ -77,7 +77,8 @@ class Points:
         """Identity of each point."""
         key_first, key_second = identity.to_words(b"".join(series.key for series in self.used))
         words = [column.view(np.uint64) for column in (self.start, self.time, self.bits)]
-        return identity.siphash(key_first[self.inverse], key_second[self.inverse], words)
+        first, second = identity.siphash(key_first[self.inverse], key_second[self.inverse], words)
+        return first, identity.mark_words(second, Kind.POINT)
 
     def select(self, mask: NDArray[np.bool_]) -> "Points":
         """These points, without those that are False in `mask`."""

@@ -59,7 +59,9 @@ def _quarantine(
     bound = (sender.bound_tenant or "").encode()
     return rows.QuarantineRow(
         # The same item, sent again, is in quarantine once.
-        event_id=identity.digest(b"quarantine", bound, payload),
+        event_id=identity.mark(
+            identity.digest(b"quarantine", bound, payload), identity.Kind.EXPLICIT
+        ),
         reason=refusal.reason,
         detail=refusal.detail,
         signal=signal,

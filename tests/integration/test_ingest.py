@@ -12,9 +12,9 @@ from otel_metering.errors import UnavailableError
 from otel_metering.spool import Spool, open_spool
 from receiver.admit import Outcome
 from receiver.errors import MalformedPayloadError
-from receiver.identity import SeenIds
 from receiver.ingest import Ingest, Work
 from receiver.metering import Metering
+from receiver.seen import SeenIds
 from receiver.usage import Sender
 from tests.otlp import Point, metrics_request
 

@@ -12,9 +12,9 @@ from otel_metering.contract.meter import Meters, Signal
 from otel_metering.errors import ConfigurationError, UnavailableError
 from otel_metering.spool import Spool, open_spool
 from receiver.admit import MicroBatch
-from receiver.app import load_seen_ids
-from receiver.identity import SeenIds
+from receiver.load import load_seen_ids
 from receiver.metering import Metering
+from receiver.seen import SeenIds
 from receiver.store import tables
 from receiver.store.client import Store, StoreError
 from receiver.store.migrate import migrate, pending, shipped
@@ -200,7 +200,7 @@ def test_the_memory_of_ids_is_rebuilt_from_database_and_spool(
     Writer(spool, store, SystemClock()).write_batch()
     put(spool, spooled)
 
-    seen = load_seen_ids(store, spool)
+    seen = load_seen_ids(store, spool, SystemClock(), max_bytes=2**30)
 
     assert put(spool, [*stored, *spooled], seen) == 0
     assert put(spool, new, seen) == 100

@@ -16,8 +16,8 @@ from otel_metering.contract.meter import Meters, Signal, parse_meters
 from receiver import rows
 from receiver.admit import Admitted, MicroBatch, Outcome
 from receiver.errors import MalformedPayloadError
-from receiver.identity import SeenIds
 from receiver.metering import Metering
+from receiver.seen import SeenIds
 from receiver.usage import Sender
 from tests.otlp import NOON, Point, logs_request, metrics_request, spans_request
 
@@ -65,7 +65,7 @@ class Pipe:
 
     def commit(self, batch: MicroBatch) -> Admitted:
         admitted = batch.admit()
-        self._seen.add(*admitted.ids)
+        self._seen.add(admitted.ids, 1, NOON)
         for key, payload in admitted.entries:
             self.payloads[key].append(payload)
         return admitted
