@@ -22,8 +22,9 @@ from otel_metering.contract.event import UsageEvent
 from otel_metering.contract.meter import Signal
 from otel_metering.errors import InvalidUsageError
 from receiver import identity, rows, singles
+from receiver.asked import Found
 from receiver.cumulative import Accumulators
-from receiver.identity import Words
+from receiver.identity import Ids, Words
 from receiver.metering import Metering
 from receiver.otlp import items, metrics
 from receiver.otlp.items import ItemGroup
@@ -32,7 +33,7 @@ from receiver.points import Points, Refused, take
 from receiver.quantity import Ints
 from receiver.quarantine import refused_item, refused_point
 from receiver.rows import EventColumns
-from receiver.seen import Found, Ids, SeenIds
+from receiver.seen import SeenIds
 from receiver.singles import ApiEvents, IdFactory, Singles
 from receiver.usage import Reason, Refusal, Sender, Verdict
 

@@ -1,29 +1,20 @@
 """Builds the receiver from its settings, starts it, and stops it in order."""
 
-import logging
-
-import numpy as np
-
 from otel_metering.clock import Clock
 from otel_metering.contract.meter import Meters
 from otel_metering.spool import Spool, open_spool
 from receiver.config import Settings
 from receiver.grpc_server import GrpcServer
 from receiver.http_server import HttpApp
-from receiver.identity import Words
 from receiver.ingest import Ingest, Limits
+from receiver.load import load_seen_ids
 from receiver.metering import Metering
 from receiver.meters_file import MetersFile
 from receiver.restore import restore_states
-from receiver.rows import ids_of, words_of
-from receiver.seen import Ids, SeenIds
-from receiver.store import tables
 from receiver.store.client import Store
 from receiver.store.keys import ApiKeys
 from receiver.store.migrate import migrate
 from receiver.writer import Writer
-
-_log = logging.getLogger(__name__)
 
 
 class Receiver:
@@ -57,10 +48,11 @@ class Receiver:
         migrate(self.store, clock)
         restore_states(self.store, self.spool)
         self.keys = ApiKeys(self.store, clock)
-        self.writer = Writer(self.spool, self.store, clock)
+        seen = load_seen_ids(self.store, self.spool, clock, max_bytes=settings.max_ids_bytes)
+        self.writer = Writer(self.spool, self.store, clock, seen.written)
         self.ingest = Ingest(
             metering=Metering(self.meters),
-            seen=load_seen_ids(self.store, self.spool),
+            seen=seen,
             spool=self.spool,
             clock=clock,
             limits=Limits(
@@ -100,20 +92,3 @@ class Receiver:
         self.spool.close()
         self.store.close()
         return is_drained
-
-
-def load_seen_ids(store: Store, spool: Spool) -> SeenIds:
-    """Every identity that was ever admitted: those in the database, and those on their way to it."""
-    seen = SeenIds()
-
-    def add(words: tuple[Words, Words]) -> None:
-        none = np.zeros(len(words[0]), np.int64)
-        seen.add(Ids(*words, none, none.view(np.uint64)), 0)
-
-    for table in (tables.EVENTS, tables.QUARANTINE):
-        for ids in store.stream_column(f"SELECT event_id FROM {table}"):  # noqa: S608 - from tables.py
-            add(words_of(ids))
-    for entry in spool.entries():
-        add(ids_of(entry.payload))
-    _log.debug("Ids loaded", extra={"event": "ids_loaded", "ids": len(seen)})
-    return seen

@@ -51,6 +51,12 @@ class Settings(BaseSettings):
     max_spool_bytes: int = Field(
         16 * 2**30, gt=0, description="Usage waiting for the database; beyond it senders must wait."
     )
+    max_ids_bytes: int = Field(
+        2**30,
+        gt=0,
+        description="Memory for ids already seen, 16 bytes each (explicit ids 24), and half as much "
+        "again for moments; older ones are looked up in the database.",
+    )
     drain_seconds: float = Field(
         30.0, ge=0, description="How long a stop may take to write the spool into the database."
     )

@@ -120,7 +120,7 @@ class Ingest:
         self._on_commit = on_commit
         self._queue: FairQueue[_Waiting] = FairQueue(limits.max_queue_bytes)
         self._rate_limit = RateLimit(limits.max_key_bytes_per_second, clock)
-        # Entries are numbered as they are put; those that wait from before a restart come first.
+        # Entries are numbered as they are put, also by the writer; those from before a restart come first.
         self._last_entry = spool.entry_count
         # False when the spool has what the memory of ids may not have: only a restart, which rebuilds the
         # memory from the spool, makes it safe to admit anything again.
@@ -206,6 +206,10 @@ class Ingest:
                     waiting.answer = refusal
 
     def _process(self, batch: Sequence[_Waiting]) -> None:
+        if not self._seen.has_room:
+            raise UnavailableError(
+                "the memory of ids is full; send again when the database is back"
+            )
         micro_batch = MicroBatch(
             self._metering,
             self._seen,
@@ -231,8 +235,6 @@ class Ingest:
         """Why nothing may be taken now; None: it may."""
         if not self._is_exact:
             return UnavailableError("the memory of ids is not exact any more; restart the receiver")
-        # Ids whose events are in the database can be forgotten: they are found there.
-        self._seen.written(self._last_entry - self._spool.entry_count)
         if not self._seen.has_room:
             return UnavailableError(
                 "the ids of usage that waits for the database fill METERING_MAX_IDS_BYTES; "
@@ -257,7 +259,7 @@ class Ingest:
         try:
             # Only now: an id that is remembered but not stored would destroy what is sent again.
             self._last_entry += len(admitted.entries)
-            self._seen.add(admitted.ids, self._last_entry, now_ns=self._clock.now_ns())
+            self._seen.add(admitted.ids, self._last_entry, self._clock.now_ns())
             self._accumulators.remember(admitted.states)
         except BaseException:
             self._is_exact = False

@@ -13,9 +13,10 @@ from otel_metering.errors import UnavailableError
 from otel_metering.spool import Spool, open_spool
 from receiver.admit import Outcome
 from receiver.errors import MalformedPayloadError, RateLimitedError
+from receiver.identity import Ids
 from receiver.ingest import Ingest, Limits, Work
 from receiver.metering import Metering
-from receiver.seen import Ids, SeenIds
+from receiver.seen import SeenIds
 from receiver.usage import Sender
 from tests.otlp import NOON, Data, Point, data_request, metrics_request
 
@@ -254,9 +255,9 @@ class Observed(SeenIds):
         self._is_exact = is_exact
         self.seen_exact: list[bool] = []
 
-    def add(self, ids: Ids, entry_number: int, *, now_ns: int) -> None:
+    def add(self, ids: Ids, entry_number: int, now_ns: int) -> None:
         self.seen_exact.append(self._is_exact())
-        super().add(ids, entry_number, now_ns=now_ns)
+        super().add(ids, entry_number, now_ns)
 
 
 def test_health_does_not_fail_while_a_commit_runs(spool: Spool) -> None:
