@@ -47,6 +47,7 @@ class Outcome:
         duplicates: Stored before.
         quarantined: Kept aside, with a reason.
         ignored: Not usage of anything.
+        reasons: How many are in quarantine for which reason.
         warning: The first reason for quarantine; empty: none.
         rejected: (index, reason) of events of the JSON API that can never be counted.
     """
@@ -55,6 +56,7 @@ class Outcome:
     duplicates: int = 0
     quarantined: int = 0
     ignored: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
     warning: str = ""
     rejected: tuple[tuple[int, str], ...] = ()
 
@@ -103,6 +105,8 @@ class _Request:
 
     def refuse(self, row: rows.QuarantineRow) -> None:
         self.quarantine.append(row)
+        reasons = self.outcome.reasons
+        reasons[row.reason] = reasons.get(row.reason, 0) + 1
         self.outcome.warning = self.outcome.warning or f"{row.reason}: {row.detail}"
 
 

@@ -1,6 +1,7 @@
 """Builds the receiver from its settings, starts it, and stops it in order."""
 
 import logging
+import socket
 from pathlib import Path
 
 import yaml
@@ -12,14 +13,17 @@ from otel_metering.spool import Spool, open_spool
 from receiver.config import Settings
 from receiver.grpc_server import GrpcServer
 from receiver.http_server import HttpApp
-from receiver.identity import SeenIds
+from receiver.identity import ID_BYTES, SeenIds
 from receiver.ingest import Ingest
+from receiver.instruments import observe
 from receiver.metering import Metering
-from receiver.rows import ids_of, words_of
+from receiver.pipeline_stats import PipelineStats
+from receiver.rows import admitted_at_ms, ids_of, words_of
 from receiver.store import tables
 from receiver.store.client import Store
 from receiver.store.keys import ApiKeys
 from receiver.store.migrate import migrate
+from receiver.telemetry import Telemetry
 from receiver.writer import Writer
 
 _log = logging.getLogger(__name__)
@@ -37,6 +41,7 @@ class Receiver:
         writer: Takes the spool into the database.
         grpc: The OTLP/gRPC server.
         http: The OTLP/HTTP application.
+        telemetry: What it counts of itself.
     """
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
@@ -55,25 +60,37 @@ class Receiver:
         self.store = Store(settings.store_url)
         migrate(self.store, clock)
         self.keys = ApiKeys(self.store, clock)
-        self.writer = Writer(self.spool, self.store, clock)
+        self.telemetry = Telemetry(clock)
+        self.stats = PipelineStats(
+            self.telemetry, self.store, settings.instance or socket.gethostname()
+        )
+        self.writer = Writer(self.spool, self.store, clock, self.telemetry)
+        metering, seen = Metering(self.meters), load_seen_ids(self.store, self.spool)
+        observe_state(self.telemetry, spool=self.spool, seen=seen, metering=metering)
         self.ingest = Ingest(
-            metering=Metering(self.meters),
-            seen=load_seen_ids(self.store, self.spool),
+            metering=metering,
+            seen=seen,
             spool=self.spool,
             clock=clock,
             max_queue_bytes=settings.max_queue_bytes,
             pace=self.writer.pace,
             on_commit=self.writer.notify,
+            telemetry=self.telemetry,
         )
         limit = settings.max_request_bytes
-        self.grpc = GrpcServer(self.ingest, self.keys, max_request_bytes=limit)
-        self.http = HttpApp(self.ingest, self.keys, max_request_bytes=limit)
+        self.grpc = GrpcServer(
+            self.ingest, self.keys, max_request_bytes=limit, telemetry=self.telemetry
+        )
+        self.http = HttpApp(
+            self.ingest, self.keys, max_request_bytes=limit, telemetry=self.telemetry
+        )
 
     def start(self) -> None:
         """Start the threads."""
         self.keys.start()
         self.writer.start()
         self.ingest.start()
+        self.stats.start()
 
     def stop(self) -> bool:
         """Finish what was queued, write the spool into the database, close. Call it when no edge listens.
@@ -83,6 +100,7 @@ class Receiver:
         """
         self.ingest.stop()
         is_drained = self.writer.stop(self._settings.drain_seconds)
+        self.stats.stop()
         self.keys.stop()
         self.spool.close()
         self.store.close()
@@ -102,6 +120,20 @@ def read_meters(path: Path | None) -> Meters:
         return parse_meters(yaml.safe_load(chosen.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, ConfigurationError) as error:
         raise ConfigurationError(f"{chosen}: {error}") from error
+
+
+def observe_state(telemetry: Telemetry, *, spool: Spool, seen: SeenIds, metering: Metering) -> None:
+    """Let `telemetry` see how much is held, and since when."""
+    telemetry.gauge("spool", "entries", lambda: spool.entry_count)
+    telemetry.gauge("spool", "size", lambda: spool.byte_count)
+    telemetry.gauge("ingest", "ids", lambda: len(seen))
+    telemetry.gauge("ingest", "ids_size", lambda: len(seen) * ID_BYTES)
+    telemetry.gauge("ingest", "streams", lambda: len(metering.streams))
+    oldest = next(spool.entries(), None)
+    if oldest is not None:
+        since_ms = admitted_at_ms(oldest.payload)
+        telemetry.found(entries=spool.entry_count, since_ns=since_ms * 1_000_000)
+    observe(telemetry)
 
 
 def load_seen_ids(store: Store, spool: Spool) -> SeenIds:

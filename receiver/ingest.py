@@ -25,6 +25,7 @@ from otel_metering.spool import Spool
 from receiver.admit import Admitted, MicroBatch, Outcome
 from receiver.identity import ID_BYTES, SeenIds
 from receiver.metering import Metering
+from receiver.telemetry import Telemetry
 from receiver.usage import Sender
 
 MAX_BATCH_BYTES: Final = 8 * 2**20
@@ -79,6 +80,7 @@ class Ingest:
         max_queue_bytes: int,
         pace: Callable[[], None],
         on_commit: Callable[[], None],
+        telemetry: Telemetry | None = None,
     ) -> None:
         """Put it together.
 
@@ -90,6 +92,7 @@ class Ingest:
             max_queue_bytes: Bound on requests that wait to be decoded.
             pace: Called before each micro-batch; may wait a moment to slow senders down.
             on_commit: Called after each commit.
+            telemetry: Counts what becomes of requests and items.
         """
         self._metering = metering
         self._seen = seen
@@ -98,6 +101,7 @@ class Ingest:
         self._max_queue_bytes = max_queue_bytes
         self._pace = pace
         self._on_commit = on_commit
+        self._telemetry = telemetry or Telemetry(clock)
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._queued_bytes = 0
         self._lock = threading.Lock()
@@ -169,6 +173,8 @@ class Ingest:
             batch = [waiting for waiting in taken if waiting is not None]
             self._pace()
             self._process_all(batch)
+            # First: who has an answer finds it counted.
+            self._telemetry.answered([(one.work.sender.key_id, one.answer) for one in batch])
             _answer(batch)
 
     def _take(self) -> list[_Waiting | None]:
@@ -238,6 +244,7 @@ class Ingest:
         # Only now: an id that is remembered but not stored would destroy what is sent again.
         self._seen.add(*admitted.ids)
         self._is_exact = True
+        self._telemetry.committed(entries=len(admitted.entries), rows=len(admitted.ids[0]))
         self._on_commit()
 
 

@@ -16,6 +16,7 @@ from otel_metering.spool import Batch, Spool
 from receiver import rows
 from receiver.store import tables
 from receiver.store.client import Store
+from receiver.telemetry import Attempt, Telemetry
 
 MAX_BATCH_ENTRIES: Final = 1_024
 MAX_BATCH_BYTES: Final = 4 * 2**20
@@ -41,10 +42,13 @@ _log = logging.getLogger(__name__)
 class Writer:
     """The only reader of the spool."""
 
-    def __init__(self, spool: Spool, store: Store, clock: Clock) -> None:
+    def __init__(
+        self, spool: Spool, store: Store, clock: Clock, telemetry: Telemetry | None = None
+    ) -> None:
         self._spool = spool
         self._store = store
         self._clock = clock
+        self._telemetry = telemetry or Telemetry(clock)
         self._has_entries = threading.Event()
         self._has_room = threading.Event()
         self._stopping = threading.Event()
@@ -100,19 +104,21 @@ class Writer:
         )
         if batch is None:
             return False
-        self._insert(batch)
-        self._spool.drop(batch)
+        with self._telemetry.attempt(len(batch.entries)) as attempt:
+            self._insert(batch, attempt)
+            self._spool.drop(batch)
         self._has_room.set()
         return True
 
-    def _insert(self, batch: Batch) -> None:
+    def _insert(self, batch: Batch, attempt: Attempt) -> None:
         batch_id = UUID(batch.token).bytes
         events = [entry.payload for entry in batch.entries if entry.key == rows.EVENTS_KEY]
         aside = [entry.payload for entry in batch.entries if entry.key == rows.QUARANTINE_KEY]
         if events:
-            self._store.insert(tables.EVENTS, rows.to_events(events, batch_id), token=batch.token)
+            table = attempt.add(tables.EVENTS, rows.to_events(events, batch_id))
+            self._store.insert(tables.EVENTS, table, token=batch.token)
         if aside:
-            table = rows.to_quarantine(aside, batch_id)
+            table = attempt.add(tables.QUARANTINE, rows.to_quarantine(aside, batch_id))
             self._store.insert(tables.QUARANTINE, table, token=batch.token)
 
     def _run(self) -> None:
