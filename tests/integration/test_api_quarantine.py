@@ -271,6 +271,18 @@ def test_many_items_are_read_in_pieces_and_a_limit_leaves_a_cursor(
     assert len(through.sent) == 700
 
 
+def test_the_cursor_leads_past_items_that_stay(
+    api: Api, through: Through, client: httpx.Client
+) -> None:
+    put(api, 4, key_id=key_id(api))
+    through.fates = {payload(n): Fate.QUARANTINED for n in (3, 2)}
+
+    first = post(client, "replay", limit=2)
+    rest = post(client, "replay", limit=2, cursor=first["next_cursor"])
+
+    assert (first["still_quarantined"], rest["replayed"]) == (2, 2)
+
+
 @pytest.mark.parametrize(
     ("what", "body", "said"),
     [

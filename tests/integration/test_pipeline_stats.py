@@ -77,7 +77,10 @@ KINDS: dict[str, tuple[Work, dict[str, int]]] = {
         points(Point("tenant_b", 1), Point("tenant_a", 1), sender=BOUND),
         {"accepted": 1, "quarantined.tenant_not_allowed": 1},
     ),
-    "no_meter": (points(Point("tenant_a", 1), scope="app"), {"quarantined.no_meter": 1}),
+    "no_meter": (
+        points(Point("tenant_a", 1), Point("tenant_a", 2), scope="app"),
+        {"quarantined.no_meter": 2},
+    ),
     "late": (
         points(Point("tenant_a", 1, at_ns=1), Point("tenant_a", -1)),
         {"quarantined.timestamp_out_of_range": 1, "quarantined.invalid_quantity": 1},
@@ -102,7 +105,7 @@ class Ledger:
     def __init__(self) -> None:
         self.items: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
-        self.aside: set[tuple[str, str]] = set()
+        self.aside: dict[tuple[str, str], int] = {}
         self._seen: set[str] = set()
 
     def refused(self, kind: str) -> None:
@@ -113,7 +116,7 @@ class Ledger:
             is_again = fate == "accepted" and kind in self._seen
             self.items["duplicate" if is_again else fate] += count
             if fate.startswith("quarantined"):
-                self.aside.add((kind, fate))
+                self.aside[kind, fate] = count
         self._seen.add(kind)
 
 
@@ -179,7 +182,11 @@ def test_nothing_is_lost_between_the_stages(
     samples = parse(exposition(telemetry.read()))
 
     check_conservation(samples)
-    name, accepted, aside = "otel_metering_receiver_", ledger.items["accepted"], len(ledger.aside)
+    name, accepted, aside = (
+        "otel_metering_receiver_",
+        ledger.items["accepted"],
+        sum(ledger.aside.values()),
+    )
     assert total(samples, f"{name}ingest_requests_in_total") == len(sent)
     assert by(samples, f"{name}ingest_requests_refused_total", "reason") == ledger.failed
     assert total(samples, f"{name}ingest_in_total") == ledger.items.total()
