@@ -30,7 +30,7 @@ from receiver.exposition import exposition
 from receiver.ingest import Work
 from receiver.replay import rehearse, replay
 from receiver.store.keys import Principal, Scope
-from receiver.usage import Sender
+from receiver.usage import Reason, Sender
 
 STOP_GRACE_SECONDS: Final = 5.0
 """How long a request that has begun may take to end."""
@@ -60,7 +60,7 @@ async def serve(
     clock: Clock,
     on_ready: Callable[[Addresses], None],
 ) -> bool:
-    """Run until SIGTERM or SIGINT.
+    """Run until SIGTERM or SIGINT; SIGHUP reads `meters.yaml` again.
 
     Args:
         settings: Of the receiver.
@@ -78,7 +78,11 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    loop.add_signal_handler(
+        signal.SIGHUP, lambda: None
+    )  # would end the process until there is a receiver
     receiver = await asyncio.to_thread(Receiver, settings, clock)
+    loop.add_signal_handler(signal.SIGHUP, receiver.meters_file.reload)
     await asyncio.to_thread(receiver.start)
     servers: list[_Server] = []
     try:
@@ -151,15 +155,15 @@ def services(receiver: Receiver, clock: Clock, *, is_metrics_public: bool = Fals
             ) from error
         finally:
             request.end()
-        return Admission(
-            accepted=outcome.accepted, duplicates=outcome.duplicates, rejected=outcome.rejected
-        )
+        # Another event under a used id counts no second time either; it is also in quarantine.
+        repeated = outcome.duplicates + outcome.reasons[Reason.CONFLICT]
+        return Admission(accepted=outcome.accepted, duplicates=repeated, rejected=outcome.rejected)
 
     def resubmit(items: Sequence[Held], *, is_dry: bool) -> Sequence[Resubmitted]:
         works = [
             Work(
                 sender=Sender(key_id=item.key_id, bound_tenant=item.bound_tenant),
-                signal=Signal(item.signal),
+                signal=item.signal,
                 body=item.payload,
             )
             for item in items
@@ -180,6 +184,7 @@ def services(receiver: Receiver, clock: Clock, *, is_metrics_public: bool = Fals
         checks={
             "database": lambda: _check_database(receiver),
             "ingest": lambda: _check_ingest(receiver),
+            "meters": receiver.meters_file.describe,
             "spool": lambda: _check_spool(receiver),
             "writer": lambda: _check_writer(receiver),
         },

@@ -13,7 +13,7 @@ MAX_ITEMS: Final = 10_000
 MAX_REFUSALS: Final = 100
 """Refusals that an answer lists."""
 
-Signal = Literal["metric", "span", "log"]
+Signal = Literal["metric", "span", "log", "event"]
 
 _ARRIVED: Final = "By the time of arrival. "
 _EXAMPLE: Final[dict[str, Any]] = {"reason": "no_meter", "name": "llm.cost", "limit": 1000}

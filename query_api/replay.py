@@ -9,17 +9,18 @@ A key that is bound to a tenant stays bound: an item is sent again as by the key
 import base64
 import secrets
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 from uuid import UUID
 
 import pyarrow as pa
 
+from otel_metering.contract.meter import Signal
 from otel_metering.errors import UnavailableError
 from query_api import quarantine_queries
 from query_api.quarantine_queries import Selection
-from query_api.services import Fate, Held, Services
+from query_api.services import Fate, Held, Resubmitted, Services
 from receiver.store import tables
 
 CHUNK: Final = 500
@@ -76,21 +77,19 @@ def replay(services: Services, order: Order, *, max_refusals: int) -> Resolved:
     resolved = Resolved()
     tenants = {key.key_id: key.tenant_id for key in services.keys.list()}
     for rows in _chunks(services, order, resolved):
-        known = [row for row in rows if row.key_id in tenants]
-        unknown = [row for row in rows if row.key_id not in tenants]
+        sent = [row for row in rows if _obstacle(row, tenants) is None]
         answers = services.resubmit(
-            [row.held(tenants[row.key_id]) for row in known], is_dry=order.is_dry
+            [row.held(tenants[row.key_id]) for row in sent], is_dry=order.is_dry
         )
+        of = dict(zip([row.event_id for row in sent], answers, strict=True))
         done = []
-        for row, answer in zip(known, answers, strict=True):
+        for row in rows:
+            answer = _obstacle(row, tenants) or of[row.event_id]
             resolved.fates[answer.fate] += 1
             if answer.fate in (Fate.REPLAYED, Fate.DUPLICATE):
                 done.append(row)
-            else:
+            elif len(resolved.refusals) < max_refusals:
                 resolved.refusals.append((row.event_id, answer.detail))
-        resolved.fates[Fate.UNKNOWN_KEY] += len(unknown)
-        resolved.refusals += [(row.event_id, _unknown_key(row.key_id)) for row in unknown]
-        del resolved.refusals[max_refusals:]
         _mark(services, order, done, "replayed")
         if resolved.fates[Fate.UNAVAILABLE]:
             raise UnavailableError(
@@ -124,7 +123,7 @@ class _Row:
 
     def held(self, bound_tenant: str | None) -> Held:
         return Held(
-            signal=self.signal,
+            signal=Signal(self.signal),
             payload=base64.b64decode(self.payload),
             key_id=self.key_id,
             bound_tenant=bound_tenant,
@@ -167,8 +166,18 @@ def _mark(services: Services, order: Order, rows: Sequence[_Row], resolution: st
     services.store.insert(tables.QUARANTINE_RESOLVED, table, token=secrets.token_hex(16))
 
 
-def _unknown_key(key_id: str) -> str:
-    return (
-        f"unknown_key: nobody has the key {key_id!r}, so which tenants it may write is unknown; "
-        "send the usage again with a key that may, or discard it"
-    )
+def _obstacle(row: _Row, tenants: Mapping[str, str | None]) -> Resubmitted | None:
+    """Why an item cannot be sent again; None: it can."""
+    if row.signal == Signal.EVENT:
+        return Resubmitted(
+            fate=Fate.QUARANTINED,
+            detail="conflict: an event of the JSON API whose event_id counted as another event; "
+            "send it with an event_id of its own, or discard it",
+        )
+    if row.key_id not in tenants:
+        return Resubmitted(
+            fate=Fate.UNKNOWN_KEY,
+            detail=f"unknown_key: nobody has the key {row.key_id!r}, so which tenants it may write is "
+            "unknown; send the usage again with a key that may, or discard it",
+        )
+    return None

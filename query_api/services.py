@@ -9,7 +9,7 @@ from fastapi import Depends, Request
 
 from otel_metering.clock import Clock
 from otel_metering.contract.event import Admission, UsageEvent
-from otel_metering.contract.meter import Meters
+from otel_metering.contract.meter import Meters, Signal
 from receiver.store.client import Store
 from receiver.store.keys import ApiKeys, Principal
 
@@ -31,13 +31,13 @@ class Held:
     """An item of quarantine as it was sent.
 
     Attributes:
-        signal: metric, span or log.
+        signal: Which; never an event of the JSON API.
         payload: An OTLP export request with this item, protobuf.
         key_id: The key that sent it.
         bound_tenant: The only tenant that this key may write; None: any.
     """
 
-    signal: str
+    signal: Signal
     payload: bytes
     key_id: str
     bound_tenant: str | None

@@ -2,23 +2,25 @@
 
 import logging
 import socket
-from pathlib import Path
+from collections.abc import Callable
 
-import yaml
+import numpy as np
 
 from otel_metering.clock import Clock
-from otel_metering.contract.meter import Meters, parse_meters
-from otel_metering.errors import ConfigurationError
+from otel_metering.contract.meter import Meters
 from otel_metering.spool import Spool, open_spool
 from receiver.config import Settings
 from receiver.grpc_server import GrpcServer
 from receiver.http_server import HttpApp
-from receiver.identity import ID_BYTES, SeenIds
-from receiver.ingest import Ingest
+from receiver.identity import ID_BYTES, Words
+from receiver.ingest import Ingest, Limits
 from receiver.instruments import observe
 from receiver.metering import Metering
+from receiver.meters_file import MetersFile
 from receiver.pipeline_stats import PipelineStats
+from receiver.restore import restore_states
 from receiver.rows import admitted_at_ms, ids_of, words_of
+from receiver.seen import Ids, SeenIds
 from receiver.store import tables
 from receiver.store.client import Store
 from receiver.store.keys import ApiKeys
@@ -35,7 +37,7 @@ class Receiver:
     Attributes:
         store: The database.
         keys: The API keys.
-        meters: What `meters.yaml` says.
+        meters_file: What `meters.yaml` says, also after it was changed.
         spool: What is acknowledged and not in the database yet.
         ingest: Takes requests.
         writer: Takes the spool into the database.
@@ -52,31 +54,42 @@ class Receiver:
             UnavailableError: The database did not answer.
         """
         self._settings = settings
-        self.meters = read_meters(settings.meters_file)
+        self.meters_file = MetersFile(settings.meters_file, clock)
         # The lock of the spool comes first: a second process must not touch the engine's files.
         self.spool: Spool = open_spool(
             settings.data_dir / "spool" / "receiver.db", max_bytes=settings.max_spool_bytes
         )
         self.store = Store(settings.store_url)
         migrate(self.store, clock)
+        restore_states(self.store, self.spool)
         self.keys = ApiKeys(self.store, clock)
         self.telemetry = Telemetry(clock)
         self.stats = PipelineStats(
             self.telemetry, self.store, settings.instance or socket.gethostname()
         )
         self.writer = Writer(self.spool, self.store, clock, self.telemetry)
-        metering, seen = Metering(self.meters), load_seen_ids(self.store, self.spool)
-        observe_state(self.telemetry, spool=self.spool, seen=seen, metering=metering)
+        seen = load_seen_ids(self.store, self.spool)
         self.ingest = Ingest(
-            metering=metering,
+            metering=Metering(self.meters),
             seen=seen,
             spool=self.spool,
             clock=clock,
-            max_queue_bytes=settings.max_queue_bytes,
+            limits=Limits(
+                max_queue_bytes=settings.max_queue_bytes,
+                max_key_bytes_per_second=settings.max_key_bytes_per_second,
+                min_free_disk_bytes=settings.min_free_disk_bytes,
+            ),
             pace=self.writer.pace,
             on_commit=self.writer.notify,
             telemetry=self.telemetry,
         )
+        observe_state(
+            self.telemetry,
+            spool=self.spool,
+            seen=seen,
+            count_streams=lambda: self.ingest.stream_count,
+        )
+        self.telemetry.gauge("ingest", "meters_stale", lambda: self.meters_file.problem is not None)
         limit = settings.max_request_bytes
         self.grpc = GrpcServer(
             self.ingest, self.keys, max_request_bytes=limit, telemetry=self.telemetry
@@ -85,12 +98,18 @@ class Receiver:
             self.ingest, self.keys, max_request_bytes=limit, telemetry=self.telemetry
         )
 
+    @property
+    def meters(self) -> Meters:
+        """The definitions in force."""
+        return self.meters_file.meters
+
     def start(self) -> None:
         """Start the threads."""
         self.keys.start()
         self.writer.start()
         self.ingest.start()
         self.stats.start()
+        self.meters_file.start(self._replace_meters)
 
     def stop(self) -> bool:
         """Finish what was queued, write the spool into the database, close. Call it when no edge listens.
@@ -98,6 +117,7 @@ class Receiver:
         Returns:
             Whether everything is in the database; else the rest is in the spool, for the next start.
         """
+        self.meters_file.stop()
         self.ingest.stop()
         is_drained = self.writer.stop(self._settings.drain_seconds)
         self.stats.stop()
@@ -106,29 +126,20 @@ class Receiver:
         self.store.close()
         return is_drained
 
-
-def read_meters(path: Path | None) -> Meters:
-    """Read `meters.yaml`; without a path, the one in the current folder if there is one.
-
-    Raises:
-        ConfigurationError: It cannot be read, or says something that it cannot say.
-    """
-    chosen = path or Path("meters.yaml")
-    if path is None and not chosen.exists():
-        return Meters()
-    try:
-        return parse_meters(yaml.safe_load(chosen.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, ConfigurationError) as error:
-        raise ConfigurationError(f"{chosen}: {error}") from error
+    def _replace_meters(self, meters: Meters) -> None:
+        self.ingest.replace_metering(Metering(meters))
+        self.telemetry.reloaded()
 
 
-def observe_state(telemetry: Telemetry, *, spool: Spool, seen: SeenIds, metering: Metering) -> None:
+def observe_state(
+    telemetry: Telemetry, *, spool: Spool, seen: SeenIds, count_streams: Callable[[], int]
+) -> None:
     """Let `telemetry` see how much is held, and since when."""
     telemetry.gauge("spool", "entries", lambda: spool.entry_count)
     telemetry.gauge("spool", "size", lambda: spool.byte_count)
     telemetry.gauge("ingest", "ids", lambda: len(seen))
     telemetry.gauge("ingest", "ids_size", lambda: len(seen) * ID_BYTES)
-    telemetry.gauge("ingest", "streams", lambda: len(metering.streams))
+    telemetry.gauge("ingest", "streams", count_streams)
     oldest = next(spool.entries(), None)
     if oldest is not None:
         since_ms = admitted_at_ms(oldest.payload)
@@ -139,10 +150,15 @@ def observe_state(telemetry: Telemetry, *, spool: Spool, seen: SeenIds, metering
 def load_seen_ids(store: Store, spool: Spool) -> SeenIds:
     """Every identity that was ever admitted: those in the database, and those on their way to it."""
     seen = SeenIds()
+
+    def add(words: tuple[Words, Words]) -> None:
+        none = np.zeros(len(words[0]), np.int64)
+        seen.add(Ids(*words, none, none.view(np.uint64)), 0)
+
     for table in (tables.EVENTS, tables.QUARANTINE):
         for ids in store.stream_column(f"SELECT event_id FROM {table}"):  # noqa: S608 - from tables.py
-            seen.add(*words_of(ids))
+            add(words_of(ids))
     for entry in spool.entries():
-        seen.add(*ids_of(entry.payload))
+        add(ids_of(entry.payload))
     _log.debug("Ids loaded", extra={"event": "ids_loaded", "ids": len(seen)})
     return seen

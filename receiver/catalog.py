@@ -58,7 +58,10 @@ CATALOG: Final = (
     Metric("ingest", "out", _C, "{item}", "Uses of a meter stored for the first time."),
     Metric("ingest", "refused", _C, "{item}", "Uses that were not stored as usage, by reason."),
     Metric("ingest", "tenant_refused", _C, "{item}", "Usage of a tenant its key may not write."),
-    Metric("ingest", "meters_reloads", _C, "{reload}", "meters.yaml read again, by outcome."),
+    Metric("ingest", "meters_reloads", _C, "{reload}", "Changes of meters.yaml that were applied."),
+    Metric(
+        "ingest", "meters_stale", _G, "1", "1: the file is wrong; the meters before are in force."
+    ),
     Metric("ingest", "ids", _G, "{id}", "Identities in memory."),
     Metric("ingest", "ids_size", _G, "By", "Memory of the identities."),
     Metric("ingest", "streams", _G, "{stream}", "Streams in the cache."),

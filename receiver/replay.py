@@ -8,9 +8,11 @@ from otel_metering.clock import Clock
 from otel_metering.contract.meter import Meters
 from otel_metering.errors import MeteringError, UnavailableError
 from receiver.admit import MicroBatch, Outcome
-from receiver.identity import ID_BYTES, SeenIds
+from receiver.cumulative import Accumulators
+from receiver.identity import ID_BYTES
 from receiver.ingest import Ingest, Work
 from receiver.metering import Metering
+from receiver.seen import SeenIds
 from receiver.telemetry import Telemetry
 
 TIMEOUT_SECONDS: Final = 30.0
@@ -56,6 +58,7 @@ def rehearse(works: Sequence[Work], meters: Meters, clock: Clock) -> list[Outcom
         batch = MicroBatch(
             metering,
             SeenIds(),
+            Accumulators(lambda _: {}),
             now_ns=clock.now_ns(),
             new_id=lambda: secrets.token_bytes(ID_BYTES),
         )

@@ -45,6 +45,7 @@ QUARANTINED: Final = "quarantined."
 
 _REFUSALS: Final[tuple[tuple[str, Callable[[Outcome], int]], ...]] = (
     ("duplicate", lambda outcome: outcome.duplicates),
+    ("unchanged", lambda outcome: outcome.unchanged),
     ("ignored", lambda outcome: outcome.ignored),
     ("rejected", lambda outcome: len(outcome.rejected)),
 )
@@ -188,9 +189,9 @@ class Telemetry:
         """A batch of so many entries is tried: a context manager around all that may fail of it."""
         return Attempt(self, entries)
 
-    def reloaded(self, *, is_valid: bool) -> None:
-        """The meters were read again."""
-        self.add("ingest", "meters_reloads", reason="applied" if is_valid else "refused")
+    def reloaded(self) -> None:
+        """Other meters are in force."""
+        self.add("ingest", "meters_reloads")
 
     def read(self, *, take_peaks: bool = False) -> Reading:
         """Every number; with `take_peaks` the largest durations begin again at zero."""

@@ -74,9 +74,11 @@ class Writer:
         """Wait a moment if more is acknowledged than the database keeps up with.
 
         So that under any load acknowledged usage is soon visible: the senders wait instead. A database
-        that fails paces nobody; then the spool fills, as it is meant to.
+        that fails paces nobody; then the spool fills, as it is meant to. Nor does a full spool: what
+        will be refused is refused at once.
         """
-        if self._spool.byte_count > BACKLOG_BYTES and self._last_error is None:
+        size = self._spool.byte_count
+        if BACKLOG_BYTES < size < self._spool.max_bytes and self._last_error is None:
             self._has_room.clear()
             self._has_room.wait(MAX_PACE_SECONDS)
 

@@ -234,6 +234,19 @@ def test_what_is_refused_again_stays_and_what_counted_before_goes(
     assert notes[items[0]]["note"] == "meters corrected"
 
 
+def test_an_event_of_the_json_api_whose_id_is_used_stays(
+    api: Api, through: Through, client: httpx.Client
+) -> None:
+    items = put(api, 1, key_id=key_id(api), signal="event", reason="conflict")
+
+    answer = post(client, "replay")
+
+    assert (answer["matched"], answer["still_quarantined"]) == (1, 1)
+    assert "event_id" in answer["refusals"][0]["detail"]
+    assert through.sent == []
+    assert ids(client, signal="event") == items
+
+
 def test_a_dry_run_changes_nothing(api: Api, through: Through, client: httpx.Client) -> None:
     put(api, 3, key_id=key_id(api))
 
@@ -290,7 +303,7 @@ def test_the_cursor_leads_past_items_that_stay(
         ("discard", {"limit": 5, "note": "all"}, "say which items"),
         ("replay", {"tenant": "tenant_a"}, "tenant"),
         ("replay", {"event_ids": ["7"]}, "event_ids"),
-        ("replay", {"signal": "event"}, "signal"),
+        ("replay", {"signal": "trace"}, "signal"),
         ("replay", {"limit": 10_001}, "limit"),
         ("replay", {"cursor": "x"}, "cursor"),
     ],

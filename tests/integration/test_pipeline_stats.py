@@ -19,10 +19,10 @@ from otel_metering.spool import Spool, open_spool
 from receiver import pipeline_stats
 from receiver.catalog import CATALOG
 from receiver.exposition import exposition
-from receiver.identity import SeenIds
-from receiver.ingest import Ingest, Work
+from receiver.ingest import Ingest, Limits, Work
 from receiver.metering import Metering
 from receiver.pipeline_stats import PipelineStats
+from receiver.seen import SeenIds
 from receiver.store.client import Store
 from receiver.store.migrate import migrate
 from receiver.telemetry import Telemetry
@@ -127,7 +127,7 @@ def admit_all(kinds: list[str], spool: Spool, telemetry: Telemetry, refusals: in
         seen=SeenIds(),
         spool=spool,
         clock=ManualClock(NOON),
-        max_queue_bytes=10**6,
+        limits=Limits(max_queue_bytes=10**6),
         pace=lambda: None,
         on_commit=lambda: None,
         telemetry=telemetry,

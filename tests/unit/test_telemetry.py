@@ -3,6 +3,7 @@
 import math
 import re
 import threading
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -20,6 +21,7 @@ from receiver.exposition import exposition
 from receiver.instruments import observe
 from receiver.pipeline_stats import interval, quantile
 from receiver.telemetry import BOUNDS, MAX_KEYS, Distribution, Name, Telemetry
+from receiver.usage import Reason
 from tests.prometheus import by, parse, total
 
 durations = st.lists(st.floats(min_value=0, max_value=200), min_size=1, max_size=200)
@@ -38,7 +40,7 @@ def test_a_request_counts_in_and_once_out_or_refused() -> None:
     acknowledged.acknowledge()
     acknowledged.refuse(UnavailableError())  # its answer could not be sent; the usage is durable
     acknowledged.end()
-    refused.refuse(MalformedPayloadError())
+    refused.refuse(MalformedPayloadError("bytes"))
     refused.end()
     left.end()
 
@@ -91,7 +93,7 @@ def test_no_thread_loses_a_count_of_another() -> None:
 
 def test_usage_of_a_foreign_tenant_is_counted_by_key_and_keys_are_bounded() -> None:
     telemetry = Telemetry()
-    foreign = Outcome(quarantined=1, reasons={"tenant_not_allowed": 1})
+    foreign = Outcome(reasons=Counter({Reason.TENANT_NOT_ALLOWED: 1}))
 
     for key in range(MAX_KEYS + 5):
         telemetry.answered([(f"key{key}", foreign), (f"key{key}", Outcome(accepted=1))])
