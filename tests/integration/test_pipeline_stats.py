@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_CUMULATIVE
 
 from otel_metering.clock import ManualClock, SystemClock
 from otel_metering.contract.event import UsageEvent
@@ -63,13 +64,24 @@ def points(*values: Point, scope: str = "otel_metering", sender: Sender = UNBOUN
     return Work(sender=sender, signal=Signal.METRIC, body=body)
 
 
+def totals(*values: int) -> Work:
+    """Cumulative points of one series, a second apart; a sum that falls contradicts itself."""
+    tenant, second = f"tenant_{len(values)}", 10**9
+    one = [
+        Point(tenant, n, at_ns=NOON + i * second, start_ns=NOON - second)
+        for i, n in enumerate(values)
+    ]
+    body = metrics_request(one, temporality=AGGREGATION_TEMPORALITY_CUMULATIVE)
+    return Work(sender=UNBOUND, signal=Signal.METRIC, body=body.SerializeToString())
+
+
 def events(*names: str) -> Work:
     usage = [UsageEvent(tenant_id=name, meter="api.calls", event_id="1") for name in names]
     return Work(sender=BOUND, signal=Signal.EVENT, events=usage)
 
 
 # Kind of request -> what is sent, and what becomes of each item the first time. Every later time, what
-# was accepted is a duplicate.
+# was accepted is a duplicate, or a total that adds nothing.
 KINDS: dict[str, tuple[Work, dict[str, int]]] = {
     "good": (points(*(Point("tenant_a", n) for n in range(1, 6))), {"accepted": 5}),
     "other": (points(Point("tenant_c", 1), Point("tenant_c", 1)), {"accepted": 1, "duplicate": 1}),
@@ -86,6 +98,8 @@ KINDS: dict[str, tuple[Work, dict[str, int]]] = {
         {"quarantined.timestamp_out_of_range": 1, "quarantined.invalid_quantity": 1},
     ),
     "events": (events("tenant_b", "tenant_a"), {"accepted": 1, "rejected": 1}),
+    "total": (totals(7), {"accepted": 1}),
+    "conflict": (totals(2, 1), {"accepted": 1, "quarantined.conflict": 1}),
     "malformed": (Work(sender=UNBOUND, signal=Signal.SPAN, body=b"\x0a\x7f"), {}),
     "empty": (Work(sender=UNBOUND, signal=Signal.LOG), {}),
 }
@@ -114,7 +128,8 @@ class Ledger:
     def acknowledged(self, kind: str) -> None:
         for fate, count in KINDS[kind][1].items():
             is_again = fate == "accepted" and kind in self._seen
-            self.items["duplicate" if is_again else fate] += count
+            repeated = "unchanged" if kind in ("total", "conflict") else "duplicate"
+            self.items[repeated if is_again else fate] += count
             if fate.startswith("quarantined"):
                 self.aside[kind, fate] = count
         self._seen.add(kind)
