@@ -88,12 +88,14 @@ class Admitted:
     Attributes:
         entries: (key, payload) for the spool, all in one transaction; may be empty.
         states: (key, state) of cumulative series, for the same transaction.
+        row_count: Rows of usage and quarantine in `entries`.
         ids: To remember as seen once the transaction is on disk.
         outcomes: One for each request, in the order they were added.
     """
 
     entries: list[tuple[str, bytes]]
     states: list[tuple[bytes, bytes]]
+    row_count: int
     ids: Ids
     outcomes: list[Outcome]
 
@@ -201,6 +203,7 @@ class MicroBatch:
         return Admitted(
             entries=entries,
             states=states,
+            row_count=sum(map(len, [*increases, *point_events, *single_events])) + len(aside),
             ids=ids,
             outcomes=[request.outcome for request in self._requests],
         )

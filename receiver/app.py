@@ -1,5 +1,8 @@
 """Builds the receiver from its settings, starts it, and stops it in order."""
 
+import socket
+from collections.abc import Callable
+
 from otel_metering.clock import Clock
 from otel_metering.contract.meter import Meters
 from otel_metering.spool import Spool, open_spool
@@ -7,13 +10,18 @@ from receiver.config import Settings
 from receiver.grpc_server import GrpcServer
 from receiver.http_server import HttpApp
 from receiver.ingest import Ingest, Limits
+from receiver.instruments import observe
 from receiver.load import load_seen_ids
 from receiver.metering import Metering
 from receiver.meters_file import MetersFile
+from receiver.pipeline_stats import PipelineStats
 from receiver.restore import restore_states
+from receiver.rows import admitted_at_ms
+from receiver.seen import SeenIds
 from receiver.store.client import Store
 from receiver.store.keys import ApiKeys
 from receiver.store.migrate import migrate
+from receiver.telemetry import Telemetry
 from receiver.writer import Writer
 
 
@@ -29,6 +37,7 @@ class Receiver:
         writer: Takes the spool into the database.
         grpc: The OTLP/gRPC server.
         http: The OTLP/HTTP application.
+        telemetry: What it counts of itself.
     """
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
@@ -48,8 +57,12 @@ class Receiver:
         migrate(self.store, clock)
         restore_states(self.store, self.spool)
         self.keys = ApiKeys(self.store, clock)
+        self.telemetry = Telemetry(clock)
+        self.stats = PipelineStats(
+            self.telemetry, self.store, settings.instance or socket.gethostname()
+        )
         seen = load_seen_ids(self.store, self.spool, clock, max_bytes=settings.max_ids_bytes)
-        self.writer = Writer(self.spool, self.store, clock, seen.written)
+        self.writer = Writer(self.spool, self.store, clock, seen.written, self.telemetry)
         self.ingest = Ingest(
             metering=Metering(self.meters),
             seen=seen,
@@ -62,10 +75,22 @@ class Receiver:
             ),
             pace=self.writer.pace,
             on_commit=self.writer.notify,
+            telemetry=self.telemetry,
         )
+        observe_state(
+            self.telemetry,
+            spool=self.spool,
+            seen=seen,
+            count_streams=lambda: self.ingest.stream_count,
+        )
+        self.telemetry.gauge("ingest", "meters_stale", lambda: self.meters_file.problem is not None)
         limit = settings.max_request_bytes
-        self.grpc = GrpcServer(self.ingest, self.keys, max_request_bytes=limit)
-        self.http = HttpApp(self.ingest, self.keys, max_request_bytes=limit)
+        self.grpc = GrpcServer(
+            self.ingest, self.keys, max_request_bytes=limit, telemetry=self.telemetry
+        )
+        self.http = HttpApp(
+            self.ingest, self.keys, max_request_bytes=limit, telemetry=self.telemetry
+        )
 
     @property
     def meters(self) -> Meters:
@@ -77,7 +102,8 @@ class Receiver:
         self.keys.start()
         self.writer.start()
         self.ingest.start()
-        self.meters_file.start(lambda meters: self.ingest.replace_metering(Metering(meters)))
+        self.stats.start()
+        self.meters_file.start(self._replace_meters)
 
     def stop(self) -> bool:
         """Finish what was queued, write the spool into the database, close. Call it when no edge listens.
@@ -88,7 +114,28 @@ class Receiver:
         self.meters_file.stop()
         self.ingest.stop()
         is_drained = self.writer.stop(self._settings.drain_seconds)
+        self.stats.stop()
         self.keys.stop()
         self.spool.close()
         self.store.close()
         return is_drained
+
+    def _replace_meters(self, meters: Meters) -> None:
+        self.ingest.replace_metering(Metering(meters))
+        self.telemetry.reloaded()
+
+
+def observe_state(
+    telemetry: Telemetry, *, spool: Spool, seen: SeenIds, count_streams: Callable[[], int]
+) -> None:
+    """Let `telemetry` see how much is held, and since when."""
+    telemetry.gauge("spool", "entries", lambda: spool.entry_count)
+    telemetry.gauge("spool", "size", lambda: spool.byte_count)
+    telemetry.gauge("ingest", "ids", lambda: len(seen))
+    telemetry.gauge("ingest", "ids_size", lambda: seen.byte_count)
+    telemetry.gauge("ingest", "streams", count_streams)
+    oldest = next(spool.entries(), None)
+    if oldest is not None:
+        since_ms = admitted_at_ms(oldest.payload)
+        telemetry.found(entries=spool.entry_count, since_ns=since_ms * 1_000_000)
+    observe(telemetry)

@@ -64,6 +64,10 @@ class Settings(BaseSettings):
         "INFO", description="Least severity that is logged."
     )
 
+    instance: str = Field(
+        "", description="Name of this receiver in metering.pipeline_stats. Empty: the host's name."
+    )
+
     @property
     def store_url(self) -> str:
         """URL of the database."""

@@ -21,6 +21,7 @@ from receiver.ingest import Ingest, Work
 from receiver.responses import encode_response
 from receiver.status import RETRY_AFTER_SECONDS, Status, status_of
 from receiver.store.keys import ApiKeys
+from receiver.telemetry import Telemetry
 
 _METHODS: Final = {
     "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export": Signal.METRIC,
@@ -36,10 +37,18 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 class GrpcServer:
     """Listens for OTLP/gRPC."""
 
-    def __init__(self, ingest: Ingest, keys: ApiKeys, *, max_request_bytes: int) -> None:
+    def __init__(
+        self,
+        ingest: Ingest,
+        keys: ApiKeys,
+        *,
+        max_request_bytes: int,
+        telemetry: Telemetry | None = None,
+    ) -> None:
         self._ingest = ingest
         self._keys = keys
         self._max_request_bytes = max_request_bytes
+        self._telemetry = telemetry or Telemetry()
         self._server: grpc.aio.Server | None = None
 
     async def start(self, host: str, port: int) -> int:
@@ -74,6 +83,7 @@ class GrpcServer:
             await self._server.stop(grace_seconds)
 
     async def _handle(self, signal: Signal, body: bytes, context: Context) -> bytes:
+        request = self._telemetry.request("grpc", signal)
         try:
             headers = {
                 str(key): value
@@ -83,11 +93,16 @@ class GrpcServer:
             sender = authenticate(headers, self._keys)
             work = Work(sender=sender, signal=signal, body=body)
             outcome = await self._ingest.request(work)
+            request.acknowledge()
         except MeteringError as error:
+            request.refuse(error)
             await _abort(context, status_of(error), str(error))
         except Exception as error:  # noqa: BLE001 - grpcio would answer UNKNOWN, which destroys data
+            request.refuse(error)
             _log.error("A call failed", exc_info=error, extra={"event": "grpc_failed"})
             await _abort(context, status_of(UnavailableError()), "the receiver failed")
+        finally:
+            request.end()
         return encode_response(outcome)
 
 

@@ -21,6 +21,7 @@ from receiver.ingest import Ingest, Work
 from receiver.responses import encode_response
 from receiver.status import RETRY_AFTER_SECONDS, status_of
 from receiver.store.keys import ApiKeys
+from receiver.telemetry import Telemetry
 
 PROTOBUF: Final = "application/x-protobuf"
 
@@ -43,10 +44,18 @@ _log = logging.getLogger(__name__)
 class HttpApp:
     """The ASGI application."""
 
-    def __init__(self, ingest: Ingest, keys: ApiKeys, *, max_request_bytes: int) -> None:
+    def __init__(
+        self,
+        ingest: Ingest,
+        keys: ApiKeys,
+        *,
+        max_request_bytes: int,
+        telemetry: Telemetry | None = None,
+    ) -> None:
         self._ingest = ingest
         self._keys = keys
         self._max_request_bytes = max_request_bytes
+        self._telemetry = telemetry or Telemetry()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -55,14 +64,20 @@ class HttpApp:
         headers = {
             name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
         }
+        request = self._telemetry.request("http", _PATHS.get(scope["path"]))
         try:
             answer = await self._answer(scope["path"], scope["method"], headers, receive)
+            request.acknowledge()
             await _respond(send, 200, PROTOBUF, answer)
         except MeteringError as error:
+            request.refuse(error)
             await _respond_error(send, headers, error)
         except Exception as error:  # noqa: BLE001 - 500 would destroy the sender's data
+            request.refuse(error)
             _log.error("A request failed", exc_info=error, extra={"event": "http_failed"})
             await _respond_error(send, headers, UnavailableError("the receiver failed"))
+        finally:
+            request.end()
 
     async def _answer(
         self, path: str, method: str, headers: MutableMapping[str, str], receive: Receive

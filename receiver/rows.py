@@ -205,6 +205,11 @@ def content_of(stream_id: bytes) -> int:
     return int.from_bytes(stream_id[:8], "little")
 
 
+def admitted_at_ms(payload: bytes) -> int:
+    """When a spool entry was admitted, of either kind of payload: milliseconds since the epoch."""
+    return int(_read(payload)[-1].schema.metadata[_INGESTED_AT])
+
+
 def words_of(column: pa.Array) -> tuple[Words, Words]:
     """A column of identities (16 bytes each, none is null) as two columns of words."""
     start = column.offset * ID_BYTES

@@ -7,6 +7,8 @@ EVENTS: Final = "metering.events"
 QUARANTINE: Final = "metering.quarantine"
 EXPLICIT_IDS: Final = "metering.explicit_ids"
 API_KEYS: Final = "metering.api_keys"
+PIPELINE_STATS: Final = "metering.pipeline_stats"
+QUARANTINE_RESOLVED: Final = "metering.quarantine_resolved"
 MIGRATIONS: Final = "metering.migrations"
 
 USAGE_MINUTE: Final = "metering.usage_minute"

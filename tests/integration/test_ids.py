@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from otel_metering.clock import ManualClock
+from otel_metering.clock import ManualClock, SystemClock
 from otel_metering.contract.event import UsageEvent
 from otel_metering.contract.meter import Meters, Signal
 from otel_metering.errors import UnavailableError
@@ -26,6 +26,7 @@ from receiver.seen import SeenIds
 from receiver.store import tables
 from receiver.store.client import Store
 from receiver.store.migrate import migrate
+from receiver.telemetry import Telemetry
 from receiver.usage import Sender
 from receiver.writer import Writer
 from tests.otlp import NOON, Point, Value, logs_request, metrics_request, spans_request
@@ -230,7 +231,7 @@ def test_a_batch_with_explicit_ids_and_quarantine_sent_again_has_each_id_once(
     assert batch is not None
 
     for _ in range(2):
-        receiver.writer._insert(batch)
+        receiver.writer._insert(batch, Telemetry(SystemClock()).attempt(len(batch.entries)))
 
     ((after,),) = store.query(count)
     assert after - before == 3
