@@ -191,14 +191,17 @@ class Ingest:
 
     def _process_all(self, batch: Sequence[_Waiting]) -> None:
         if not self._is_exact:
-            refusal = UnavailableError(
-                "the memory of ids is not exact any more; restart the receiver"
-            )
-            for waiting in batch:
-                waiting.answer = refusal
+            _refuse(batch, "the memory of ids is not exact any more; restart the receiver")
+            return
+        if not self._seen.has_room:
+            _refuse(batch, "the memory of ids is full of usage that the database does not have yet")
             return
         try:
             self._process(batch)
+        except UnavailableError as error:
+            # Ids were asked for in the database. Others may have to be too, so none is tried alone.
+            _log.warning("Ids cannot be looked up", extra={"event": "lookup_refused"})
+            _refuse(batch, str(error))
         except Exception as error:  # noqa: BLE001 - the top of a worker loop
             if len(batch) > 1:
                 # Only the request that cannot be worked on may notice that it cannot.
@@ -211,10 +214,6 @@ class Ingest:
                     waiting.answer = refusal
 
     def _process(self, batch: Sequence[_Waiting]) -> None:
-        if not self._seen.has_room:
-            raise UnavailableError(
-                "the memory of ids is full; send again when the database is back"
-            )
         micro_batch = MicroBatch(
             self._metering,
             self._seen,
@@ -247,6 +246,13 @@ class Ingest:
         self._seen.add(admitted.ids, self._entry_number, self._clock.now_ns())
         self._is_exact = True
         self._on_commit()
+
+
+def _refuse(batch: Sequence[_Waiting], why: str) -> None:
+    """Answer whoever has no answer yet so that it sends again."""
+    refusal = UnavailableError(why)
+    for waiting in batch:
+        waiting.answer = waiting.answer or refusal
 
 
 def _add(micro_batch: MicroBatch, waiting: _Waiting) -> bool:
