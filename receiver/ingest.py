@@ -217,10 +217,6 @@ class Ingest:
                     waiting.answer = refusal
 
     def _process(self, batch: Sequence[_Waiting]) -> None:
-        if not self._seen.has_room:
-            raise UnavailableError(
-                "the memory of ids is full; send again when the database is back"
-            )
         micro_batch = MicroBatch(
             self._metering,
             self._seen,

@@ -212,18 +212,14 @@ class SeenIds:
         is_explicit = kinds == Kind.EXPLICIT
         is_timed = ~is_explicit & (kinds != Kind.ONCE)
         found = []
-        for mask, class_runs in (
-            (is_timed & ~is_ahead, self._timed),
-            (is_explicit, self._explicit),
-            (is_timed & is_ahead, self._ahead),
+        for mask, class_runs, extra in (
+            (is_timed & ~is_ahead, self._timed, None),
+            (is_explicit, self._explicit, ids.content),
+            (is_timed & is_ahead, self._ahead, ids.time_ns.view(np.uint64)),
         ):
             if mask.any():
-                some = ids.take(mask)
-                extra: dict[int, Words] = {
-                    id(self._explicit): some.content,
-                    id(self._ahead): some.time_ns.view(np.uint64),
-                }
-                found.append((class_runs, _run_of(some, extra.get(id(class_runs)), entry)))
+                kept = None if extra is None else extra[mask]
+                found.append((class_runs, _run_of(ids.take(mask), kept, entry)))
         return found
 
     def _append(self, class_runs: list[Run], run: Run) -> None:

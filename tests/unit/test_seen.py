@@ -315,3 +315,46 @@ def test_what_is_forgotten_while_it_is_merged_stays_forgotten_once(
     first = [int(run.min_ns) for run in seen._timed]
     assert all(a <= b for a, b in pairwise(first))
     assert seen.horizon_ns >= NOW
+
+
+def test_everything_up_to_the_newest_time_that_was_forgotten_is_asked_for() -> None:
+    table = FakeTable()
+    seen = SeenIds(1, table)
+    forgotten = [One(1, 0, NOW - MINUTE, 0), One(2, 0, NOW, 0)]
+    seen.add(columns(forgotten), 0, NOW)
+    table.rows = {one.key: (one.time_ns, 0) for one in forgotten}
+
+    assert seen.horizon_ns == NOW
+    assert ask(seen, forgotten).is_new.tolist() == [False, False]
+    assert ask(seen, [One(3, 0, NOW + 1, 0)]).is_new.tolist() == [True]
+    assert table.asked == 2
+
+
+def test_a_span_that_is_sent_with_another_time_is_found() -> None:
+    seen = SeenIds()
+    seen.add(columns([One(1, Kind.SPAN, NOW, 0)]), 0, NOW)
+
+    for time_ns in (NOW - 5 * MINUTE, NOW + 5 * MINUTE):
+        assert ask(seen, [One(1, Kind.SPAN, time_ns, 0)]).is_new.tolist() == [False]
+
+
+def test_a_run_that_grew_while_it_was_merged_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    merges: list[Callable[[], None]] = []
+    seen = SeenIds(inline_ids=100, background=merges.append)
+    batches = [random_ids(count, count) for count in (60, 45, 20, 15)]
+    for ids in batches[:3]:
+        seen.add(ids, 0, NOW)
+    merge = runs.merge
+
+    def interrupted(one: runs.Run, other: runs.Run) -> runs.Run:
+        monkeypatch.setattr(runs, "merge", merge)
+        seen.add(
+            batches[3], 0, NOW
+        )  # which becomes one run with the third, and that with the second
+        return merge(one, other)
+
+    monkeypatch.setattr(runs, "merge", interrupted)
+    merges.pop()()
+
+    assert len(seen) == 140
+    assert not any(seen.find(ids, nobody).is_new.any() for ids in batches)
