@@ -9,6 +9,7 @@ import asyncio
 import logging
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,8 +26,10 @@ from query_api.app import create_app
 from query_api.services import Services
 from receiver.app import Receiver
 from receiver.config import Settings
+from receiver.http_connection import KEEP_ALIVE_SECONDS, BoundedConnection
 from receiver.ingest import Work
 from receiver.store.keys import Principal, Scope
+from receiver.tls import CHECK_SECONDS, Tls
 from receiver.usage import Sender
 
 STOP_GRACE_SECONDS: Final = 5.0
@@ -80,12 +83,20 @@ async def serve(
     servers: list[_Server] = []
     try:
         admin_key = await asyncio.to_thread(ensure_admin_key, receiver, settings)
-        otlp_http = _Server(receiver.http, settings.otlp_host, settings.otlp_http_port, "OTLP/HTTP")
+        tls = receiver.tls
+        otlp_http = _Server(
+            receiver.http,
+            settings.otlp_host,
+            settings.otlp_http_port,
+            "OTLP/HTTP",
+            None if tls is None else tls.context(asks_clients=True),
+        )
         api = _Server(
             create_app(services(receiver, clock)),
             api_settings.api_host,
             api_settings.api_port,
             "the query API",
+            None if tls is None else tls.context(asks_clients=False),
         )
         servers = [otlp_http, api]
         grpc_port = await receiver.grpc.start(settings.otlp_host, settings.otlp_grpc_port)
@@ -99,13 +110,24 @@ async def serve(
                 admin_key=admin_key,
             )
         )
-        await stopping.wait()
+        await _until(stopping, tls)
     finally:
         await asyncio.gather(
             receiver.grpc.stop(STOP_GRACE_SECONDS), *(server.stop() for server in servers)
         )
         is_drained = await asyncio.to_thread(receiver.stop)
     return is_drained
+
+
+async def _until(stopping: asyncio.Event, tls: Tls | None) -> None:
+    """Wait for the end, and take over certificates that change."""
+    while not stopping.is_set():
+        try:
+            async with asyncio.timeout(None if tls is None else CHECK_SECONDS):
+                await stopping.wait()
+        except TimeoutError:
+            if tls is not None:
+                tls.reload()
 
 
 def ensure_admin_key(receiver: Receiver, settings: Settings) -> str | None:
@@ -186,14 +208,26 @@ def _check_writer(receiver: Receiver) -> str:
 class _Server:
     """One uvicorn server on this loop, which leaves signals to `serve`."""
 
-    def __init__(self, app: Any, host: str, port: int, name: str) -> None:  # noqa: ANN401 - uvicorn's type
+    def __init__(
+        self,
+        app: Any,  # noqa: ANN401 - uvicorn's type
+        host: str,
+        port: int,
+        name: str,
+        tls: ssl.SSLContext | None,
+    ) -> None:
         self._host, self._port, self._name = host, port, name
+        self._scheme = "http" if tls is None else "https"
         self._server = _QuietServer(
             uvicorn.Config(
                 app,
                 log_level="warning",
                 access_log=False,
                 lifespan="off",
+                http=BoundedConnection,
+                ws="none",
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                ssl_context_factory=None if tls is None else lambda _configuration, _default: tls,
                 timeout_graceful_shutdown=int(STOP_GRACE_SECONDS),
             )
         )
@@ -202,8 +236,8 @@ class _Server:
 
     @property
     def address(self) -> str:
-        """http://host:port."""
-        return f"http://{self._host}:{self._port}"
+        """http://host:port, or https."""
+        return f"{self._scheme}://{self._host}:{self._port}"
 
     async def start(self) -> None:
         """Listen.

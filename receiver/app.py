@@ -10,7 +10,8 @@ from otel_metering.contract.meter import Meters, parse_meters
 from otel_metering.errors import ConfigurationError
 from otel_metering.spool import Spool, open_spool
 from receiver.config import Settings
-from receiver.grpc_server import GrpcServer
+from receiver.cors import Cors
+from receiver.grpc_server import GrpcServer, Limits
 from receiver.http_server import HttpApp
 from receiver.identity import SeenIds
 from receiver.ingest import Ingest
@@ -20,6 +21,7 @@ from receiver.store import tables
 from receiver.store.client import Store
 from receiver.store.keys import ApiKeys
 from receiver.store.migrate import migrate
+from receiver.tls import from_settings
 from receiver.writer import Writer
 
 _log = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ class Receiver:
         writer: Takes the spool into the database.
         grpc: The OTLP/gRPC server.
         http: The OTLP/HTTP application.
+        tls: The certificates of every edge; None: no TLS.
     """
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
@@ -47,6 +50,7 @@ class Receiver:
             UnavailableError: The database did not answer.
         """
         self._settings = settings
+        self.tls = from_settings(settings)
         self.meters = read_meters(settings.meters_file)
         # The lock of the spool comes first: a second process must not touch the engine's files.
         self.spool: Spool = open_spool(
@@ -65,9 +69,31 @@ class Receiver:
             pace=self.writer.pace,
             on_commit=self.writer.notify,
         )
-        limit = settings.max_request_bytes
-        self.grpc = GrpcServer(self.ingest, self.keys, max_request_bytes=limit)
-        self.http = HttpApp(self.ingest, self.keys, max_request_bytes=limit)
+        self.grpc = GrpcServer(
+            self.ingest,
+            self.keys,
+            limits=Limits(
+                request_bytes=settings.max_request_bytes,
+                streams=settings.otlp_grpc_max_concurrent_streams,
+                age_seconds=settings.otlp_grpc_max_connection_age_seconds,
+                age_grace_seconds=settings.otlp_grpc_max_connection_age_grace_seconds,
+            ),
+            tls=self.tls,
+            is_healthy=lambda: (
+                self.ingest.is_exact and self.spool.byte_count < self.spool.max_bytes
+            ),
+        )
+        self.http = HttpApp(
+            self.ingest,
+            self.keys,
+            max_request_bytes=settings.max_request_bytes,
+            body_timeout_seconds=settings.otlp_http_body_timeout_seconds,
+            cors=Cors(
+                settings.cors_origins,
+                settings.cors_headers,
+                max_age_seconds=settings.otlp_cors_max_age_seconds,
+            ),
+        )
 
     def start(self) -> None:
         """Start the threads."""

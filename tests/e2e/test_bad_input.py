@@ -142,9 +142,7 @@ def test_flipped_bytes_never_harm_the_process(up: Up, data: st.DataObject) -> No
     assert status == 200 or refusal((status, answer, None)) == (400, INVALID_ARGUMENT)
 
 
-@pytest.mark.parametrize(
-    "content_type", ["application/json", "text/plain", "", "application/x-protobuf2"]
-)
+@pytest.mark.parametrize("content_type", ["text/plain", "", "application/x-protobuf2"])
 def test_another_content_type_is_415(up: Up, content_type: str) -> None:
     status, body, _ = post(
         up.http, "/v1/metrics", GOOD_BODY, KEY, headers={"content-type": content_type}
