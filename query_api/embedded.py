@@ -26,7 +26,7 @@ from query_api.app import create_app
 from query_api.services import Services
 from receiver.app import Receiver
 from receiver.config import Settings
-from receiver.http_connection import KEEP_ALIVE_SECONDS, BoundedConnection
+from receiver.http_connection import KEEP_ALIVE_SECONDS, bounded_connection
 from receiver.ingest import Work
 from receiver.store.keys import Principal, Scope
 from receiver.tls import CHECK_SECONDS, Tls
@@ -89,14 +89,16 @@ async def serve(
             settings.otlp_host,
             settings.otlp_http_port,
             "OTLP/HTTP",
-            None if tls is None else tls.context(asks_clients=True),
+            read_timeout_seconds=settings.otlp_http_read_timeout_seconds,
+            tls=None if tls is None else tls.context(asks_clients=True),
         )
         api = _Server(
             create_app(services(receiver, clock)),
             api_settings.api_host,
             api_settings.api_port,
             "the query API",
-            None if tls is None else tls.context(asks_clients=False),
+            read_timeout_seconds=settings.otlp_http_read_timeout_seconds,
+            tls=None if tls is None else tls.context(asks_clients=False),
         )
         servers = [otlp_http, api]
         grpc_port = await receiver.grpc.start(settings.otlp_host, settings.otlp_grpc_port)
@@ -214,6 +216,8 @@ class _Server:
         host: str,
         port: int,
         name: str,
+        *,
+        read_timeout_seconds: float,
         tls: ssl.SSLContext | None,
     ) -> None:
         self._host, self._port, self._name = host, port, name
@@ -224,7 +228,7 @@ class _Server:
                 log_level="warning",
                 access_log=False,
                 lifespan="off",
-                http=BoundedConnection,
+                http=bounded_connection(read_timeout_seconds),
                 ws="none",
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 ssl_context_factory=None if tls is None else lambda _configuration, _default: tls,

@@ -87,7 +87,7 @@ class Receiver:
             self.ingest,
             self.keys,
             max_request_bytes=settings.max_request_bytes,
-            body_timeout_seconds=settings.otlp_http_body_timeout_seconds,
+            read_timeout_seconds=settings.otlp_http_read_timeout_seconds,
             cors=Cors(
                 settings.cors_origins,
                 settings.cors_headers,

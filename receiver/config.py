@@ -31,8 +31,11 @@ class Settings(BaseSettings):
     otlp_host: str = Field("127.0.0.1", description="Address that OTLP listens on.")
     otlp_grpc_port: Port = Field(4317, description="OTLP/gRPC.")
     otlp_http_port: Port = Field(4318, description="OTLP/HTTP.")
-    otlp_http_body_timeout_seconds: float = Field(
-        30.0, gt=0, description="How long a request of OTLP/HTTP may take to arrive; then 503."
+    otlp_http_read_timeout_seconds: float = Field(
+        30.0,
+        gt=0,
+        description="How long the head of an HTTP request, and then its body, may take to "
+        "arrive. Late: the connection ends, with 503 if the head was complete.",
     )
     otlp_grpc_max_connection_age_seconds: int = Field(
         1_800,

@@ -5,9 +5,6 @@ from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-HEAD_SECONDS: Final = 30.0
-"""From the first byte of a request (of a connection: from its beginning) to the end of its headers."""
-
 MAX_HEAD_BYTES: Final = 64 * 1024
 
 KEEP_ALIVE_SECONDS: Final = 75
@@ -23,7 +20,13 @@ _TOO_LARGE_BODY: Final = (
 
 
 class BoundedConnection(HttpToolsProtocol):
-    """uvicorn's connection, which ends when a request's head does not."""
+    """uvicorn's connection, which ends when a request's head does not.
+
+    Attributes:
+        head_seconds: From the first byte of a request (or the begin of a connection) to its last header.
+    """
+
+    head_seconds = 30.0
 
     def __init__(self, *arguments: Any, **named: Any) -> None:  # noqa: ANN401 - uvicorn's signature
         super().__init__(*arguments, **named)
@@ -63,10 +66,15 @@ class BoundedConnection(HttpToolsProtocol):
     def _begin_head(self) -> None:
         self._end_head()
         self._in_head, self._head_bytes = True, 0
-        self._head_timer = self.loop.call_later(HEAD_SECONDS, self.timeout_keep_alive_handler)
+        self._head_timer = self.loop.call_later(self.head_seconds, self.timeout_keep_alive_handler)
 
     def _end_head(self) -> None:
         self._in_head = False
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+
+def bounded_connection(head_seconds: float) -> type[BoundedConnection]:
+    """The class with another bound: uvicorn takes a class and makes the connections itself."""
+    return type("BoundedConnection", (BoundedConnection,), {"head_seconds": head_seconds})

@@ -59,13 +59,13 @@ class HttpApp:
         keys: ApiKeys,
         *,
         max_request_bytes: int,
-        body_timeout_seconds: float,
+        read_timeout_seconds: float,
         cors: Cors,
     ) -> None:
         self._ingest = ingest
         self._keys = keys
         self._max_request_bytes = max_request_bytes
-        self._body_timeout_seconds = body_timeout_seconds
+        self._read_timeout_seconds = read_timeout_seconds
         self._cors = cors
         self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="otlp-decode")
 
@@ -116,7 +116,7 @@ class HttpApp:
         parts: list[bytes] = []
         size, more = 0, True
         try:
-            async with asyncio.timeout(self._body_timeout_seconds):
+            async with asyncio.timeout(self._read_timeout_seconds):
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
@@ -127,7 +127,7 @@ class HttpApp:
                     if size > limit:
                         raise errors.PayloadTooLargeError(limit)
         except TimeoutError as error:
-            raise errors.SlowRequestError(self._body_timeout_seconds) from error
+            raise errors.SlowRequestError(self._read_timeout_seconds) from error
         return b"".join(parts)
 
     async def _decompress(self, encoding: str, body: bytes) -> bytes:
