@@ -56,7 +56,8 @@ class BoundedConnection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin a request."""
         super().on_message_begin()
-        self._begin_head()
+        if not self._in_head:  # the first of a connection has begun with it
+            self._begin_head()
 
     def on_headers_complete(self) -> None:
         """Begin its body, whose time and size are the application's to bound."""

@@ -1,5 +1,6 @@
 """Rules of every transport (OTLP specification 1.11, "OTLP/gRPC" and "OTLP/HTTP")."""
 
+import tracemalloc
 from collections.abc import Callable
 from decimal import Decimal
 
@@ -11,6 +12,8 @@ from opentelemetry.proto.common.v1.common_pb2 import (
     KeyValueList,
 )
 
+from receiver.compression import decompress
+from receiver.errors import PayloadTooLargeError
 from tests.conformance.conftest import LIMIT
 from tests.conformance.wire import (
     COMPRESSORS,
@@ -223,6 +226,21 @@ def test_the_limit_holds_after_decompression(up: Up, transport: str, compression
 
     assert (answer.code, answer.is_retryable) == (RESOURCE_EXHAUSTED, False)
     assert answer.http in (None, 413)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "zstd"])
+def test_memory_above_the_limit_is_never_taken(encoding: str) -> None:
+    limit = 2**20
+    bomb = COMPRESSORS[encoding](bytes(256 * limit))
+    tracemalloc.start()
+    try:
+        with pytest.raises(PayloadTooLargeError):
+            decompress(encoding, bomb, limit)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 4 * limit
 
 
 @every_transport

@@ -292,12 +292,15 @@ def test_a_head_that_does_not_arrive_in_time_ends_the_connection(up: Up, sent: b
     assert _raw(up, sent) == b""
 
 
-@pytest.mark.parametrize("line", [b"x: " + b"y" * 200_000, b"x: y\r\n" * 20_000])
+@pytest.mark.parametrize("line", [b"x: " + b"y" * 100, b"y" * 100])
 def test_headers_above_64_kib_are_431_and_harm_nobody(up: Up, line: bytes) -> None:
-    answered = _raw(up, b"POST /v1/metrics HTTP/1.1\r\nhost: x\r\n" + line)
+    head = b"POST /v1/metrics HTTP/1.1\r\nhost: x"
+    if line.startswith(b"x"):
+        line = b"\r\n" + line
+    # Just above, so that nothing is left unread: else a reset may overtake the answer.
+    answered = _raw(up, (head + line * 700)[: 64 * 1024 + 1])
 
-    # The reset that tells the sender to stop may overtake the answer.
-    assert answered == b"" or answered.startswith(b"HTTP/1.1 431 ")
+    assert answered.startswith(b"HTTP/1.1 431 ")
     assert answer_of(up, {"content-type": PROTOBUF}).code == OK
 
 

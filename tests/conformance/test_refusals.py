@@ -18,6 +18,7 @@ from receiver import errors
 from receiver.admit import Outcome
 from receiver.cors import Cors
 from receiver.grpc_server import GrpcServer, Limits
+from receiver.health import CHECK, Health
 from receiver.http_server import HttpApp
 from receiver.ingest import Ingest, Work
 from receiver.store.keys import ApiKeys, Principal, Scope
@@ -185,3 +186,19 @@ def test_a_message_of_any_text_and_length_can_be_answered() -> None:
     answer_grpc = over_grpc(odd)
     assert isinstance(answer_grpc, grpc.aio.AioRpcError)
     assert answer_grpc.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize(("is_healthy", "status"), [(True, b"\x08\x01"), (False, b"\x08\x02")])
+def test_health_is_that_of_the_pipeline(is_healthy: bool, status: bytes) -> None:
+    """gRPC health: SERVING is 1, NOT_SERVING 2."""
+    health = Health(frozenset(), lambda: is_healthy)
+    check = health.handlers()[CHECK].unary_unary
+
+    assert asyncio.run(check(b"", None)) == status
+
+
+def test_health_is_not_serving_while_it_stops() -> None:
+    health = Health(frozenset(), lambda: True)
+    health.stop()
+
+    assert asyncio.run(health.handlers()[CHECK].unary_unary(b"", None)) == b"\x08\x02"

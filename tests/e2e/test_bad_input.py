@@ -1,16 +1,19 @@
 """Bad bytes store nothing and harm nobody; what each refusal looks like is in tests/conformance."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import grpc
 import pytest
+from google.protobuf import json_format
 from google.rpc.status_pb2 import Status
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from otel_metering.contract.meter import Signal
 from receiver.errors import MalformedPayloadError
 from receiver.otlp.items import decode_logs, decode_spans
+from receiver.otlp.json import to_protobuf
 from receiver.otlp.metrics import decode_metrics
 from tests.e2e.up import KEY, Up
 from tests.otlp import (
@@ -23,7 +26,12 @@ from tests.otlp import (
     spans_request,
 )
 
-PATHS = {"/v1/metrics": decode_metrics, "/v1/traces": decode_spans, "/v1/logs": decode_logs}
+PATHS: Mapping[str, tuple[Callable[[bytes], object], Signal]] = {
+    "/v1/metrics": (decode_metrics, Signal.METRIC),
+    "/v1/traces": (decode_spans, Signal.SPAN),
+    "/v1/logs": (decode_logs, Signal.LOG),
+}
+JSON = "application/json"
 INVALID_ARGUMENT = 3
 
 NOBODY = "##########"
@@ -58,17 +66,21 @@ def _check_at_the_end(running: Up) -> None:
     assert running.stop() == 0
 
 
-def refusal(answer: tuple[int, bytes, object]) -> tuple[int, int]:
-    """HTTP status and google.rpc.Code of a refusal in protobuf."""
-    status, body, _ = answer
-    parsed = Status.FromString(body)
+def refusal(answer: tuple[int, bytes, Mapping[str, str]]) -> tuple[int, int]:
+    """HTTP status and google.rpc.Code of a refusal."""
+    status, body, headers = answer
+    if headers["content-type"] == JSON:
+        parsed = json_format.Parse(body, Status())
+    else:
+        parsed = Status.FromString(body)
     assert parsed.message
     return status, parsed.code
 
 
-def is_decodable(path: str, body: bytes) -> bool:
+def is_decodable(path: str, body: bytes, media_type: str = PROTOBUF) -> bool:
     try:
-        PATHS[path](body)
+        decode, signal = PATHS[path]
+        decode(to_protobuf(signal, body) if media_type == JSON else body)
     except MalformedPayloadError:
         return False
     return True
@@ -77,15 +89,20 @@ def is_decodable(path: str, body: bytes) -> bool:
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(path=st.sampled_from(sorted(PATHS)), body=st.binary(min_size=1, max_size=300))
+@given(
+    path=st.sampled_from(sorted(PATHS)),
+    body=st.binary(min_size=1, max_size=300),
+    media_type=st.sampled_from([PROTOBUF, JSON]),
+)
 def test_random_bytes_are_refused_as_bad_data_or_hold_no_usage(
-    up: Up, path: str, body: bytes
+    up: Up, path: str, body: bytes, media_type: str
 ) -> None:
-    status, answer, headers = post(up.http, path, body, KEY)
+    answer = post(up.http, path, body, KEY, headers={"content-type": media_type})
 
-    assert status == 200 or refusal((status, answer, None)) == (400, INVALID_ARGUMENT)
-    assert status == 400 or is_decodable(path, body)
-    assert headers["content-type"] == PROTOBUF
+    status, _, headers = answer
+    assert status == 200 or refusal(answer) == (400, INVALID_ARGUMENT)
+    assert status == 400 or is_decodable(path, body, media_type)
+    assert headers["content-type"] == media_type
 
 
 @settings(
@@ -119,9 +136,9 @@ def test_flipped_bytes_never_harm_the_process(up: Up, data: st.DataObject) -> No
     for place in data.draw(st.lists(st.integers(0, len(body) - 1), min_size=1, max_size=4)):
         body[place] ^= data.draw(st.integers(1, 255))
 
-    status, answer, _ = post(up.http, path, bytes(body), KEY)
+    answer = post(up.http, path, bytes(body), KEY)
 
-    assert status == 200 or refusal((status, answer, None)) == (400, INVALID_ARGUMENT)
+    assert answer[0] == 200 or refusal(answer) == (400, INVALID_ARGUMENT)
 
 
 def test_usage_for_a_tenant_that_the_key_is_not_bound_to_is_set_aside(up: Up) -> None:
