@@ -188,17 +188,22 @@ def test_a_message_of_any_text_and_length_can_be_answered() -> None:
     assert answer_grpc.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
+def checked(health: Health) -> bytes:
+    """What Check answers to the whole server's name."""
+    check = cast(Any, health.handlers()[CHECK]).unary_unary
+    return cast(bytes, asyncio.run(check(b"", None)))
+
+
 @pytest.mark.parametrize(("is_healthy", "status"), [(True, b"\x08\x01"), (False, b"\x08\x02")])
 def test_health_is_that_of_the_pipeline(is_healthy: bool, status: bytes) -> None:
     """gRPC health: SERVING is 1, NOT_SERVING 2."""
     health = Health(frozenset(), lambda: is_healthy)
-    check = health.handlers()[CHECK].unary_unary
 
-    assert asyncio.run(check(b"", None)) == status
+    assert checked(health) == status
 
 
 def test_health_is_not_serving_while_it_stops() -> None:
     health = Health(frozenset(), lambda: True)
     health.stop()
 
-    assert asyncio.run(health.handlers()[CHECK].unary_unary(b"", None)) == b"\x08\x02"
+    assert checked(health) == b"\x08\x02"
