@@ -20,6 +20,7 @@ import math
 import re
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
@@ -145,18 +146,12 @@ def _double(value: object) -> float:
             number = float(value)
         case Decimal():
             number = float(value)
-        case int() if abs(value) < 1 << 1024:
-            number = _to_float(value)
+        case int():
+            with suppress(OverflowError):
+                number = float(value)
     if not math.isfinite(number):
         raise _ProblemError("a double", value)
     return number
-
-
-def _to_float(value: int) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
 
 
 def _integers(low: int, high: int, encode: Callable[[int], bytes]) -> Callable[[Any], bytes]:
