@@ -3,6 +3,7 @@
 MeteringError
 ├── InvalidUsageError        the sender: reject, do not retry
 ├── ConfigurationError       the operator: refuse to start
+│   └── DefinitionError      a field of a definition; knows its path in the document
 └── UnavailableError         us: retry later
     └── SpoolFullError       us: nothing may be accepted until the spool drained
 """
@@ -18,6 +19,18 @@ class InvalidUsageError(MeteringError):
 
 class ConfigurationError(MeteringError):
     """A setting, a file or an argument is wrong; the message names it and the remedy."""
+
+
+class DefinitionError(ConfigurationError):
+    """A field of a document of definitions, such as `meters.yaml`, is wrong.
+
+    Attributes:
+        path: Keys and positions that lead to the field, e.g. ("meters", 3, "source", "kind").
+    """
+
+    def __init__(self, path: tuple[str | int, ...], message: str) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 class UnavailableError(MeteringError):

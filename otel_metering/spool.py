@@ -5,6 +5,8 @@ database). Rules that live only here:
 
 - `append` returns after the transaction is on disk. With `durability="full"` (fsync at each
   commit) that includes a power failure; with `"normal"` it is any end of the process.
+- `states` are small values by key (how far a cumulative stream was counted) that change in the same
+  transaction as entries are put: after a crash both are there, or neither.
 - A batch is *sealed* before it is sent: which entries it has, and its token, are in the file, so
   that a crash leads to the same batch with the same token, and the destination can tell.
 - One process owns a file at a time. `open_spool` locks it and says so.
@@ -33,12 +35,21 @@ CREATE TABLE IF NOT EXISTS sealed (
     token TEXT NOT NULL PRIMARY KEY,
     last_id INTEGER NOT NULL
 ) STRICT;
+CREATE TABLE IF NOT EXISTS states (
+    slot INTEGER PRIMARY KEY,
+    key BLOB NOT NULL UNIQUE,
+    value BLOB NOT NULL
+) STRICT;
 """
 # A sealed batch is every entry up to `last_id`; there is one at a time. It has its own table, because
 # changing a column of an entry would write its payload again.
+# A state keeps its slot when it changes, so streams that report together change the same few pages.
 
 _CHECKPOINT_PAGES = 4_000
 """WAL pages (4 KiB each) between checkpoints: 16 MiB keeps the file small and the commits short."""
+
+_KEYS_PER_QUERY = 500
+"""Values bound to one statement: below SQLite's limit in every build."""
 
 _ABANDONED: list[sqlite3.Connection] = []
 
@@ -89,8 +100,16 @@ class Spool:
         """Payload bytes not yet dropped, sealed ones included."""
         return self._byte_count
 
-    def append(self, entries: Sequence[tuple[str, bytes]]) -> None:
+    def append(
+        self,
+        entries: Sequence[tuple[str, bytes]],
+        states: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
         """Put `(key, payload)` entries at the end, all or none; on disk when this returns.
+
+        Args:
+            entries: What waits to be sent.
+            states: (key, value) that replace the values of these keys, in the same transaction.
 
         Raises:
             SpoolFullError: They would not fit into `max_bytes`; none was put.
@@ -102,9 +121,39 @@ class Spool:
                 raise SpoolFullError(self._byte_count, self.max_bytes)
             self._write(
                 ("INSERT INTO entries (key, payload) VALUES (?, ?)", entries),
+                (
+                    "INSERT INTO states (key, value) VALUES (?, ?) "
+                    "ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+                    states,
+                ),
             )
             self._entry_count += len(entries)
             self._byte_count += size
+
+    def states(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """The states of those of `keys` that have one.
+
+        Raises:
+            UnavailableError: The disk refused.
+        """
+        found: dict[bytes, bytes] = {}
+        with self._lock:
+            for first in range(0, len(keys), _KEYS_PER_QUERY):
+                some = keys[first : first + _KEYS_PER_QUERY]
+                marks = ",".join("?" * len(some))
+                # Only question marks are put into the statement.
+                sql = f"SELECT key, value FROM states WHERE key IN ({marks})"  # noqa: S608
+                found.update(self._read(sql, *some))
+        return found
+
+    def has_states(self) -> bool:
+        """Whether there is any state.
+
+        Raises:
+            UnavailableError: The disk refused.
+        """
+        with self._lock:
+            return bool(self._read("SELECT 1 FROM states LIMIT 1"))
 
     def seal(self, new_token: str, *, max_entries: int, max_bytes: int) -> Batch | None:
         """Return the oldest sealed batch, else seal the oldest entries under `new_token`.

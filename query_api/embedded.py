@@ -30,7 +30,7 @@ from receiver.http_connection import KEEP_ALIVE_SECONDS, bounded_connection
 from receiver.ingest import Work
 from receiver.store.keys import Principal, Scope
 from receiver.tls import CHECK_SECONDS, Tls
-from receiver.usage import Sender
+from receiver.usage import Reason, Sender
 
 STOP_GRACE_SECONDS: Final = 5.0
 """How long a request that has begun may take to end."""
@@ -60,7 +60,7 @@ async def serve(
     clock: Clock,
     on_ready: Callable[[Addresses], None],
 ) -> bool:
-    """Run until SIGTERM or SIGINT.
+    """Run until SIGTERM or SIGINT; SIGHUP reads `meters.yaml` again.
 
     Args:
         settings: Of the receiver.
@@ -78,7 +78,11 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    loop.add_signal_handler(
+        signal.SIGHUP, lambda: None
+    )  # would end the process until there is a receiver
     receiver = await asyncio.to_thread(Receiver, settings, clock)
+    loop.add_signal_handler(signal.SIGHUP, receiver.meters_file.reload)
     await asyncio.to_thread(receiver.start)
     servers: list[_Server] = []
     try:
@@ -163,9 +167,9 @@ def services(receiver: Receiver, clock: Clock) -> Services:
                 f"the events were not stored within {SUBMIT_TIMEOUT_SECONDS:.0f} s; send them again: "
                 "with their event_id they count once"
             ) from error
-        return Admission(
-            accepted=outcome.accepted, duplicates=outcome.duplicates, rejected=outcome.rejected
-        )
+        # Another event under a used id counts no second time either; it is also in quarantine.
+        repeated = outcome.duplicates + outcome.reasons[Reason.CONFLICT]
+        return Admission(accepted=outcome.accepted, duplicates=repeated, rejected=outcome.rejected)
 
     return Services(
         store=receiver.store,
@@ -176,6 +180,7 @@ def services(receiver: Receiver, clock: Clock) -> Services:
         checks={
             "database": lambda: _check_database(receiver),
             "ingest": lambda: _check_ingest(receiver),
+            "meters": receiver.meters_file.describe,
             "spool": lambda: _check_spool(receiver),
             "writer": lambda: _check_writer(receiver),
         },

@@ -132,7 +132,9 @@ def _percentile(level: str) -> _Recipe:
 _SUM: Final = _Recipe(
     ("sum(source.quantity_sum)",), ("sum(source.quantity)",), ("sum(parts.state0)",)
 )
-_COUNT: Final = _Recipe(("sum(source.quantity_count)",), ("count()",), ("sum(parts.state0)",))
+_COUNT: Final = _Recipe(
+    ("sum(source.quantity_count)",), ("toUInt64(sum(source.observations))",), ("sum(parts.state0)",)
+)
 
 _RECIPES: Final[Mapping[Aggregation, _Recipe]] = {
     Aggregation.SUM: _SUM,

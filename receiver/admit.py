@@ -1,62 +1,84 @@
 """One micro-batch: requests of several senders -> what is new in them, ready for one spool transaction.
 
-Pure: takes bytes and the time, gives entries and an outcome for each request. Rules that live here:
+Takes bytes and the time, gives entries, states, and an outcome for each request. Rules that live here:
 
 - A request that is not OTLP is refused alone; its neighbours in the micro-batch do not notice.
 - A point that cannot be billed goes to quarantine alone; its neighbours in the request are counted.
 - What was seen before (in this micro-batch, or ever) is a duplicate: acknowledged, not stored again.
-- Nothing is remembered as seen until `ids` were handed to `SeenIds.add`, after the commit.
+  What comes under an id that another event has is a conflict: set aside, never counted.
+- Of cumulative points the increase is stored; what adds nothing is acknowledged, and not stored.
+- Nothing is remembered until `Admitted.remember`, after the commit.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from otel_metering.contract import attributes as names
-from otel_metering.contract.event import (
-    MAX_EVENT_ID_LENGTH,
-    UsageEvent,
-    check_name,
-    check_quantity,
-)
+from otel_metering.contract.event import UsageEvent
 from otel_metering.contract.meter import Signal
 from otel_metering.errors import InvalidUsageError
-from receiver import identity, quantity, rows
-from receiver.identity import SeenIds, Words
+from receiver import identity, rows, singles
+from receiver.asked import Found
+from receiver.cumulative import Accumulators
+from receiver.identity import Ids, Words
 from receiver.metering import Metering
-from receiver.otlp import items, metrics, values
-from receiver.otlp.items import Item
+from receiver.otlp import items, metrics
+from receiver.otlp.items import ItemGroup
 from receiver.otlp.metrics import PointGroup
-from receiver.points import Points, take
+from receiver.points import Points, Refused, take
 from receiver.quantity import Ints
-from receiver.quarantine import refusal_of, refused_item, refused_point, time_problem
-from receiver.usage import Reason, Refusal, Sender, Series, Use, Verdict
+from receiver.quarantine import refused_item, refused_point
+from receiver.rows import EventColumns
+from receiver.seen import SeenIds
+from receiver.singles import ApiEvents, IdFactory, Singles
+from receiver.usage import Reason, Refusal, Sender, Verdict
 
-IdFactory = Callable[[], bytes]
-"""Makes 16 random bytes, for an event that may be sent twice on purpose."""
+Bools = NDArray[np.bool_]
+_T = TypeVar("_T")
 
 
 @dataclass(slots=True, kw_only=True)
 class Outcome:
-    """What became of one request. accepted + duplicates + quarantined + ignored = its uses.
+    """What became of one request: each use of it is in exactly one of these.
 
     Attributes:
         accepted: Stored for the first time.
         duplicates: Stored before.
-        quarantined: Kept aside, with a reason.
+        unchanged: Cumulative points that add nothing to what was counted.
+        reasons: Kept aside in quarantine, by reason.
         ignored: Not usage of anything.
-        warning: The first reason for quarantine; empty: none.
         rejected: (index, reason) of events of the JSON API that can never be counted.
+        warning: The first reason for quarantine; empty: none.
     """
 
     accepted: int = 0
     duplicates: int = 0
-    quarantined: int = 0
+    unchanged: int = 0
+    reasons: Counter[Reason] = field(default_factory=Counter)
     ignored: int = 0
-    warning: str = ""
     rejected: tuple[tuple[int, str], ...] = ()
+    warning: str = ""
+
+    @property
+    def quarantined(self) -> int:
+        """How many are kept aside."""
+        return self.reasons.total()
+
+    @property
+    def uses(self) -> int:
+        """How many there were."""
+        return (
+            self.accepted
+            + self.duplicates
+            + self.unchanged
+            + self.quarantined
+            + self.ignored
+            + len(self.rejected)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,26 +87,15 @@ class Admitted:
 
     Attributes:
         entries: (key, payload) for the spool, all in one transaction; may be empty.
-        ids: Two columns, to remember as seen once the transaction is on disk.
+        states: (key, state) of cumulative series, for the same transaction.
+        ids: To remember as seen once the transaction is on disk.
         outcomes: One for each request, in the order they were added.
     """
 
     entries: list[tuple[str, bytes]]
-    ids: tuple[Words, Words]
+    states: list[tuple[bytes, bytes]]
+    ids: Ids
     outcomes: list[Outcome]
-
-
-@dataclass(slots=True)
-class _Row:
-    """One event that did not come as a number point."""
-
-    series: Series
-    id: bytes
-    whole: int
-    nano: int
-    start_ns: int
-    time_ns: int
-    trace: tuple[str, str] | None
 
 
 @dataclass(slots=True)
@@ -94,7 +105,7 @@ class _Request:
     sender: Sender
     outcome: Outcome
     groups: list[tuple[PointGroup, Ints]] = field(default_factory=list)
-    events: list[_Row] = field(default_factory=list)
+    singles: list[Singles] = field(default_factory=list)
     quarantine: list[rows.QuarantineRow] = field(default_factory=list)
 
     def add_points(self, group: PointGroup, places: Ints, numbers: Ints) -> None:
@@ -103,6 +114,7 @@ class _Request:
 
     def refuse(self, row: rows.QuarantineRow) -> None:
         self.quarantine.append(row)
+        self.outcome.reasons[Reason(row.reason)] += 1
         self.outcome.warning = self.outcome.warning or f"{row.reason}: {row.detail}"
 
 
@@ -110,11 +122,18 @@ class MicroBatch:
     """Requests that are committed together."""
 
     def __init__(
-        self, metering: Metering, seen: SeenIds, *, now_ns: int, new_id: IdFactory
+        self,
+        metering: Metering,
+        seen: SeenIds,
+        accumulators: Accumulators,
+        *,
+        now_ns: int,
+        new_id: IdFactory,
     ) -> None:
         metering.make_room()
         self._metering = metering
         self._seen = seen
+        self._accumulators = accumulators
         self._now_ns = now_ns
         self._new_id = new_id
         self._requests: list[_Request] = []
@@ -138,17 +157,26 @@ class MicroBatch:
     def add_events(self, events: Sequence[UsageEvent], sender: Sender) -> None:
         """Add events of the JSON API; those that can never be counted are in `Outcome.rejected`."""
         request = _Request(sender, Outcome())
-        rejected = []
+        counted, rejected = [], []
         for index, event in enumerate(events):
             try:
-                request.events.append(self._event_row(event, sender))
+                one = singles.of_event(
+                    event, sender, self._metering, now_ns=self._now_ns, new_id=self._new_id
+                )
+                counted.append(one)
             except InvalidUsageError as error:
                 rejected.append((index, str(error)))
+        if counted:
+            request.singles.append(ApiEvents(counted))
         request.outcome.rejected = tuple(rejected)
         self._requests.append(request)
 
     def admit(self) -> Admitted:
-        """Find what is new. Changes nothing: remembering is the caller's, after the commit."""
+        """Find what is new. Changes nothing: remembering is the caller's, after the commit.
+
+        Raises:
+            UnavailableError: What was counted before cannot be read at the moment.
+        """
         points = Points(
             [
                 (number, request.sender, group, numbers)
@@ -157,39 +185,88 @@ class MicroBatch:
             ],
             self._metering.streams.series,
         )
-        for owner, row in points.refuse_invalid(self._now_ns):
-            self._requests[owner].refuse(row)
-        quarantine = [row for request in self._requests for row in request.quarantine]
-        row_owners, all_rows = self._rows()
-        point_first, point_second = points.ids()
-        row_first, row_second = identity.to_words(b"".join(row.id for row in all_rows))
-        aside_first, aside_second = identity.to_words(b"".join(row.event_id for row in quarantine))
-        first = np.concatenate((point_first, row_first, aside_first))
-        second = np.concatenate((point_second, row_second, aside_second))
-        is_new = identity.first_occurrences(first, second) & ~self._seen.contains(first, second)
-        event_count = len(point_first) + len(row_first)
-        new_events, new_aside = np.split(is_new, [event_count])
-        new_points, new_rows = np.split(new_events, [len(point_first)])
-        self._count(np.concatenate((points.owners, row_owners)), new_events)
+        self._refuse(points.refuse_invalid(self._now_ns))
+        are_totals = points.are_cumulative()
+        increases, states = self._increases(points.take(are_totals))
+        point_events, single_events, ids = self._new(points.take(~are_totals))
+        aside, ids = self._new_quarantine(ids)
         now_ms = self._now_ns // 1_000_000
-        entries = []
-        if new_events.any():
-            columns = _columns(
-                points.select(new_points),
-                [row for row, new in zip(all_rows, new_rows, strict=True) if new],
-                identity.to_bytes(
-                    first[:event_count][new_events], second[:event_count][new_events]
-                ),
-            )
-            entries.append((rows.EVENTS_KEY, rows.encode_events(columns, now_ms)))
-        aside = [row for row, new in zip(quarantine, new_aside, strict=True) if new]
+        entries = [
+            (rows.EVENTS_KEY, rows.encode_events(parts, now_ms))
+            for parts in ([*increases, *point_events], single_events)
+            if any(map(len, parts))
+        ]
         if aside:
             entries.append((rows.QUARANTINE_KEY, rows.encode_quarantine(aside, now_ms)))
         return Admitted(
             entries=entries,
-            ids=(first[is_new], second[is_new]),
+            states=states,
+            ids=ids,
             outcomes=[request.outcome for request in self._requests],
         )
+
+    def _increases(self, totals: Points) -> tuple[list[EventColumns], list[tuple[bytes, bytes]]]:
+        """What cumulative points add; counts them in the outcomes."""
+        if not len(totals):
+            return [], []
+        columns = totals.cumulative()
+        found = self._accumulators.increases(columns)
+        self._refuse(totals.conflicts(found.is_conflict))
+        is_counted = found.is_event.copy()
+        is_counted[[back.place for back in found.taken_back]] = True
+        for owner, counted, conflicts in zip(
+            totals.owners.tolist(), is_counted.tolist(), found.is_conflict.tolist(), strict=True
+        ):
+            outcome = self._requests[owner].outcome
+            outcome.accepted += counted
+            outcome.unchanged += not (counted or conflicts)
+        return [totals.increased(columns, found)], found.states
+
+    def _new(self, points: Points) -> tuple[list[EventColumns], list[EventColumns], Ids]:
+        """Of points and of single events those that were not seen before, and the ids of both."""
+        parts = [(n, one) for n, request in enumerate(self._requests) for one in request.singles]
+        owners = np.repeat(
+            np.array([number for number, _ in parts], np.int64),
+            np.array([len(part) for _, part in parts], np.int64),
+        )
+        ids = _joined(_ids_of_points(points), *(_ids_of_singles(part) for _, part in parts))
+        starts = np.cumsum([len(points), *(len(part) for _, part in parts)])
+
+        def owner_of(places: Ints) -> list[tuple[str, str]]:
+            found = []
+            for place in places.tolist():
+                series = points.used[points.inverse[place]] if place < len(points) else None
+                if series is None:
+                    number = int(np.searchsorted(starts, place, side="right")) - 1
+                    series = parts[number][1].series(place - int(starts[number]))
+                found.append((series.tenant_id, series.meter))
+            return found
+
+        found = self._seen.find(ids, owner_of)
+        self._count(np.concatenate((points.owners, owners)), found)
+        for place in np.flatnonzero(found.is_conflict).tolist():
+            number = int(np.searchsorted(starts, place, side="right")) - 1
+            request = self._requests[parts[number][0]]
+            request.refuse(parts[number][1].conflict(place - int(starts[number]), request.sender))
+        is_new_point, *are_new = np.split(found.is_new, starts[: len(parts)])
+        new = ids.take(found.is_new)
+        kept = points.take(is_new_point)
+        of_points = kept.events(new.first[: len(kept)], new.second[: len(kept)])
+        of_singles = [
+            part.columns.take(mask) for (_, part), mask in zip(parts, are_new, strict=True)
+        ]
+        return [of_points], of_singles, new
+
+    def _new_quarantine(self, ids: Ids) -> tuple[list[rows.QuarantineRow], Ids]:
+        """The quarantine rows that were not seen before; and `ids` with theirs."""
+        every = [row for request in self._requests for row in request.quarantine]
+        asked = _ids_of_rows(every)
+        is_new = self._seen.find(asked, lambda places: [_NO_OWNER] * len(places)).is_new
+        return _where(every, is_new), _joined(ids, asked.take(is_new))
+
+    def _refuse(self, refused: Refused) -> None:
+        for owner, row in refused:
+            self._requests[owner].refuse(row)
 
     def _add_metrics(self, request: _Request, groups: Sequence[PointGroup]) -> None:
         bound = request.sender.bound_tenant
@@ -220,120 +297,79 @@ class MicroBatch:
             places, resolution = np.flatnonzero(numbers == number), others[~number]
             if isinstance(resolution, Verdict):
                 request.outcome.ignored += len(places)
-            elif isinstance(resolution, Refusal):
-                for i in places.tolist():
-                    request.refuse(refused_point(group, i, resolution, request.sender))
-            else:
-                for series in resolution:
-                    request.add_points(group, places, np.full(len(places), series, np.int64))
+                continue
+            for part in resolution:
+                if isinstance(part, Refusal):
+                    for i in places.tolist():
+                        request.refuse(refused_point(group, i, part, request.sender))
+                else:
+                    request.add_points(group, places, np.full(len(places), part, np.int64))
         plain = np.flatnonzero(numbers >= 0)
         request.add_points(group, plain, numbers[plain])
 
-    def _add_items(self, request: _Request, decoded: Sequence[Item]) -> None:
-        for item in decoded:
-            resolution = self._metering.item(
-                item.header, item.attributes, request.sender.bound_tenant
-            )
-            if isinstance(resolution, Verdict):
-                request.outcome.ignored += 1
-                continue
-            if isinstance(resolution, Refusal):
-                request.refuse(refused_item(item, resolution, request.sender))
-                continue
-            problem = self._item_problem(item, resolution)
-            if problem is not None:
-                refusal = refusal_of(resolution[0].series, *problem)
-                request.refuse(refused_item(item, refusal, request.sender))
-                continue
-            request.events.extend(self._item_row(item, use) for use in resolution)
+    def _add_items(self, request: _Request, groups: Sequence[ItemGroup]) -> None:
+        bound = request.sender.bound_tenant
+        for group in groups:
+            streams = {
+                name: self._metering.item(group.header, name, bound) for name in set(group.names)
+            }
+            described = [
+                streams[name].known.get(attributes) or streams[name].resolve(attributes)
+                for name, attributes in zip(group.names, group.attributes, strict=True)
+            ]
+            request.outcome.ignored += sum(isinstance(one.resolution, Verdict) for one in described)
+            billed, refused = singles.of_group(group, described, self._now_ns)
+            if billed is not None:
+                request.singles.append(billed)
+            for i, refusal in refused:
+                request.refuse(refused_item(group, i, refusal, request.sender))
 
-    def _item_problem(self, item: Item, uses: Sequence[Use]) -> tuple[Reason, str] | None:
-        detail = _event_id_problem(names.EVENT_ID, uses[0].event_id)
-        if detail is not None:
-            return Reason.INVALID_EVENT_ID, detail
-        if item.header.signal is Signal.SPAN and not item.time_ns:
-            return Reason.NO_TIMESTAMP, "the span has no end time"
-        return time_problem(item.time_ns or self._now_ns, self._now_ns)
-
-    def _item_row(self, item: Item, use: Use) -> _Row:
-        series, time_ns = use.series, item.time_ns or self._now_ns
-        if use.event_id is not None:
-            row_id = identity.explicit_id(series.tenant_id, series.meter, use.event_id)
-        elif item.header.signal is Signal.SPAN:
-            row_id = identity.span_id(series.tenant_id, series.meter, item.trace_id, item.span_id)
-        else:
-            content = values.canonical(values.parse_attributes(item.attributes))
-            time = item.time_ns.to_bytes(8, "little")
-            row_id = identity.digest(b"log", series.key, time, item.body, content)
-        if use.quantity is None:
-            whole, nano = divmod(max(item.time_ns - item.start_ns, 0), quantity.NANO)
-        else:
-            whole, nano = quantity.from_decimal(use.quantity)
-        trace = (item.trace_id.hex(), item.span_id.hex()) if item.trace_id else None
-        return _Row(series, row_id, whole, nano, item.start_ns or time_ns, time_ns, trace)
-
-    def _event_row(self, event: UsageEvent, sender: Sender) -> _Row:
-        tenant = check_name("tenant_id", event.tenant_id)
-        meter = check_name("meter", event.meter)
-        if sender.bound_tenant not in (None, tenant):
-            raise InvalidUsageError(
-                f"tenant_id is {tenant!r}, but the API key is bound to {sender.bound_tenant!r}"
-            )
-        time_ns = self._now_ns if event.timestamp_ns is None else event.timestamp_ns
-        problem = time_problem(time_ns, self._now_ns)
-        if problem is not None:
-            raise InvalidUsageError(problem[1])
-        attributes = dict(event.attributes)
-        detail = _event_id_problem("event_id", event.event_id)
-        if detail is not None:
-            raise InvalidUsageError(detail)
-        if event.event_id is None:
-            row_id = self._new_id()
-        else:
-            attributes[names.EVENT_ID] = event.event_id
-            row_id = identity.explicit_id(tenant, meter, event.event_id)
-        series = self._metering.event(tenant, meter, attributes)
-        whole, nano = quantity.from_decimal(check_quantity(event.quantity))
-        return _Row(series, row_id, whole, nano, time_ns, time_ns, None)
-
-    def _rows(self) -> tuple[NDArray[np.int64], list[_Row]]:
-        owners = [number for number, request in enumerate(self._requests) for _ in request.events]
-        return np.array(owners, np.int64), [
-            row for request in self._requests for row in request.events
-        ]
-
-    def _count(self, owners: Ints, is_new: NDArray[np.bool_]) -> None:
+    def _count(self, owners: Ints, found: Found) -> None:
         count = len(self._requests)
-        accepted = np.bincount(owners[is_new], minlength=count)
-        duplicates = np.bincount(owners[~is_new], minlength=count)
+        accepted = np.bincount(owners[found.is_new], minlength=count)
+        is_repeated = ~(found.is_new | found.is_conflict)
+        duplicates = np.bincount(owners[is_repeated], minlength=count)
         for number, request in enumerate(self._requests):
-            request.outcome.accepted = int(accepted[number])
-            request.outcome.duplicates = int(duplicates[number])
-            request.outcome.quarantined = len(request.quarantine)
+            request.outcome.accepted += int(accepted[number])
+            request.outcome.duplicates += int(duplicates[number])
 
 
-def _event_id_problem(name: str, event_id: str | None) -> str | None:
-    if event_id is None or 0 < len(event_id) <= MAX_EVENT_ID_LENGTH:
-        return None
-    return f"{name} has {len(event_id)} characters; 1 to {MAX_EVENT_ID_LENGTH} are allowed"
+_NO_OWNER = ("", "")
 
 
-def _columns(points: Points, others: Sequence[_Row], ids: bytes) -> rows.EventColumns:
-    whole, nano = points.quantities()
-    base, count = len(points.used), len(points.numbers)
-    extra = np.array([(r.whole, r.nano, r.start_ns, r.time_ns) for r in others], np.int64)
-    extra = extra.reshape(-1, 4)
-    start = np.concatenate((points.start, extra[:, 2]))
-    time = np.concatenate((points.time, extra[:, 3]))
-    return rows.EventColumns(
-        series=[*points.used, *(row.series for row in others)],
-        numbers=np.concatenate((points.inverse, base + np.arange(len(others)))),
-        ids=ids,
-        quantity=quantity.to_decimal128(
-            np.concatenate((whole, extra[:, 0])), np.concatenate((nano, extra[:, 1]))
-        ),
-        timestamp_ns=time,
-        # Unknown (0), or a clock that stepped back while the series was born: begin = end.
-        start_ns=np.where((start <= 0) | (start > time), time, start),
-        traces={count + i: row.trace for i, row in enumerate(others) if row.trace},
+def _ids_of_points(points: Points) -> Ids:
+    first, second = points.ids()
+    return Ids(first=first, second=second, time_ns=points.time, content=_no_content(len(first)))
+
+
+def _ids_of_singles(part: Singles) -> Ids:
+    columns = part.columns
+    return Ids(
+        first=columns.first,
+        second=columns.second,
+        time_ns=columns.time_ns,
+        content=part.contents(),
     )
+
+
+def _ids_of_rows(quarantined: Sequence[rows.QuarantineRow]) -> Ids:
+    first, second = identity.to_words(b"".join(row.event_id for row in quarantined))
+    times = np.array([row.timestamp_ns for row in quarantined], np.int64)
+    return Ids(first=first, second=second, time_ns=times, content=_no_content(len(first)))
+
+
+def _no_content(count: int) -> Words:
+    return np.zeros(count, np.uint64)
+
+
+def _joined(*parts: Ids) -> Ids:
+    return Ids(
+        first=np.concatenate([part.first for part in parts]),
+        second=np.concatenate([part.second for part in parts]),
+        time_ns=np.concatenate([part.time_ns for part in parts]),
+        content=np.concatenate([part.content for part in parts]),
+    )
+
+
+def _where(of: Sequence[_T], mask: Bools) -> list[_T]:
+    return [of[i] for i in np.flatnonzero(mask).tolist()]

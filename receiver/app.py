@@ -1,30 +1,22 @@
 """Builds the receiver from its settings, starts it, and stops it in order."""
 
-import logging
-from pathlib import Path
-
-import yaml
-
 from otel_metering.clock import Clock
-from otel_metering.contract.meter import Meters, parse_meters
-from otel_metering.errors import ConfigurationError
+from otel_metering.contract.meter import Meters
 from otel_metering.spool import Spool, open_spool
 from receiver.config import Settings
 from receiver.cors import Cors
-from receiver.grpc_server import GrpcServer, Limits
+from receiver.grpc_server import ConnectionLimits, GrpcServer
 from receiver.http_server import HttpApp
-from receiver.identity import SeenIds
-from receiver.ingest import Ingest
+from receiver.ingest import Ingest, Limits
+from receiver.load import load_seen_ids
 from receiver.metering import Metering
-from receiver.rows import ids_of, words_of
-from receiver.store import tables
+from receiver.meters_file import MetersFile
+from receiver.restore import restore_states
 from receiver.store.client import Store
 from receiver.store.keys import ApiKeys
 from receiver.store.migrate import migrate
 from receiver.tls import from_settings
 from receiver.writer import Writer
-
-_log = logging.getLogger(__name__)
 
 
 class Receiver:
@@ -33,7 +25,7 @@ class Receiver:
     Attributes:
         store: The database.
         keys: The API keys.
-        meters: What `meters.yaml` says.
+        meters_file: What `meters.yaml` says, also after it was changed.
         spool: What is acknowledged and not in the database yet.
         ingest: Takes requests.
         writer: Takes the spool into the database.
@@ -51,28 +43,34 @@ class Receiver:
         """
         self._settings = settings
         self.tls = from_settings(settings)
-        self.meters = read_meters(settings.meters_file)
+        self.meters_file = MetersFile(settings.meters_file, clock)
         # The lock of the spool comes first: a second process must not touch the engine's files.
         self.spool: Spool = open_spool(
             settings.data_dir / "spool" / "receiver.db", max_bytes=settings.max_spool_bytes
         )
         self.store = Store(settings.store_url)
         migrate(self.store, clock)
+        restore_states(self.store, self.spool)
         self.keys = ApiKeys(self.store, clock)
-        self.writer = Writer(self.spool, self.store, clock)
+        seen = load_seen_ids(self.store, self.spool, clock, max_bytes=settings.max_ids_bytes)
+        self.writer = Writer(self.spool, self.store, clock, seen.written)
         self.ingest = Ingest(
             metering=Metering(self.meters),
-            seen=load_seen_ids(self.store, self.spool),
+            seen=seen,
             spool=self.spool,
             clock=clock,
-            max_queue_bytes=settings.max_queue_bytes,
+            limits=Limits(
+                max_queue_bytes=settings.max_queue_bytes,
+                max_key_bytes_per_second=settings.max_key_bytes_per_second,
+                min_free_disk_bytes=settings.min_free_disk_bytes,
+            ),
             pace=self.writer.pace,
             on_commit=self.writer.notify,
         )
         self.grpc = GrpcServer(
             self.ingest,
             self.keys,
-            limits=Limits(
+            limits=ConnectionLimits(
                 request_bytes=settings.max_request_bytes,
                 streams=settings.otlp_grpc_max_concurrent_streams,
                 age_seconds=settings.otlp_grpc_max_connection_age_seconds,
@@ -95,11 +93,17 @@ class Receiver:
             ),
         )
 
+    @property
+    def meters(self) -> Meters:
+        """The definitions in force."""
+        return self.meters_file.meters
+
     def start(self) -> None:
         """Start the threads."""
         self.keys.start()
         self.writer.start()
         self.ingest.start()
+        self.meters_file.start(lambda meters: self.ingest.replace_metering(Metering(meters)))
 
     def stop(self) -> bool:
         """Finish what was queued, write the spool into the database, close. Call it when no edge listens.
@@ -107,36 +111,10 @@ class Receiver:
         Returns:
             Whether everything is in the database; else the rest is in the spool, for the next start.
         """
+        self.meters_file.stop()
         self.ingest.stop()
         is_drained = self.writer.stop(self._settings.drain_seconds)
         self.keys.stop()
         self.spool.close()
         self.store.close()
         return is_drained
-
-
-def read_meters(path: Path | None) -> Meters:
-    """Read `meters.yaml`; without a path, the one in the current folder if there is one.
-
-    Raises:
-        ConfigurationError: It cannot be read, or says something that it cannot say.
-    """
-    chosen = path or Path("meters.yaml")
-    if path is None and not chosen.exists():
-        return Meters()
-    try:
-        return parse_meters(yaml.safe_load(chosen.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, ConfigurationError) as error:
-        raise ConfigurationError(f"{chosen}: {error}") from error
-
-
-def load_seen_ids(store: Store, spool: Spool) -> SeenIds:
-    """Every identity that was ever admitted: those in the database, and those on their way to it."""
-    seen = SeenIds()
-    for table in (tables.EVENTS, tables.QUARANTINE):
-        for ids in store.stream_column(f"SELECT event_id FROM {table}"):  # noqa: S608 - from tables.py
-            seen.add(*words_of(ids))
-    for entry in spool.entries():
-        seen.add(*ids_of(entry.payload))
-    _log.debug("Ids loaded", extra={"event": "ids_loaded", "ids": len(seen)})
-    return seen

@@ -1,6 +1,7 @@
-"""Commands of the receiver: `otel-metering migrate`."""
+"""Commands of the receiver: `otel-metering migrate`, `otel-metering meters check`."""
 
 import logging
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -8,6 +9,7 @@ import typer
 from otel_metering.clock import SystemClock
 from otel_metering.errors import MeteringError
 from receiver.config import Settings
+from receiver.meters_file import DEFAULT, count_of, read_meters
 from receiver.store.client import Store
 from receiver.store.migrate import migrate, pending, shipped
 
@@ -15,6 +17,9 @@ from receiver.store.migrate import migrate, pending, shipped
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     app.command(name="migrate")(_migrate)
+    meters = typer.Typer(help="Meter definitions.", no_args_is_help=True)
+    meters.command(name="check")(_check_meters)
+    app.add_typer(meters, name="meters")
 
 
 def _migrate(
@@ -38,3 +43,17 @@ def _migrate(
             typer.echo(migration.sql)
     if not todo:
         typer.echo("The database is up to date.")
+
+
+def _check_meters(
+    file: Annotated[
+        Path | None, typer.Argument(help="[METERING_METERS_FILE, else ./meters.yaml]")
+    ] = None,
+) -> None:
+    """Say whether a meters.yaml is right, and if not, in which line and why."""
+    path = file or Settings().meters_file or DEFAULT
+    try:
+        typer.echo(count_of(read_meters(path)))
+    except MeteringError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error

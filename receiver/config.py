@@ -81,8 +81,22 @@ class Settings(BaseSettings):
         gt=0,
         description="Requests waiting to be decoded; beyond it senders must wait.",
     )
+    max_key_bytes_per_second: int = Field(
+        0, ge=0, description="Bytes of requests that one API key may send a second; 0: any number."
+    )
+    min_free_disk_bytes: int = Field(
+        256 * 2**20,
+        ge=0,
+        description="Free space on the disk of the spool below which senders must wait.",
+    )
     max_spool_bytes: int = Field(
         16 * 2**30, gt=0, description="Usage waiting for the database; beyond it senders must wait."
+    )
+    max_ids_bytes: int = Field(
+        2**30,
+        gt=0,
+        description="Memory for ids already seen, 16 bytes each (explicit ids 24), and half as much "
+        "again for moments; older ones are looked up in the database.",
     )
     drain_seconds: float = Field(
         30.0, ge=0, description="How long a stop may take to write the spool into the database."

@@ -43,7 +43,7 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class ConnectionLimits:
     """Bounds of the server.
 
     Attributes:
@@ -67,7 +67,7 @@ class GrpcServer:
         ingest: Ingest,
         keys: ApiKeys,
         *,
-        limits: Limits,
+        limits: ConnectionLimits,
         tls: Tls | None,
         is_healthy: Callable[[], bool],
     ) -> None:
@@ -160,7 +160,7 @@ async def _refuse_profiles(_: bytes, context: Context) -> bytes:
     )
 
 
-def _options(limits: Limits) -> list[tuple[str, int]]:
+def _options(limits: ConnectionLimits) -> list[tuple[str, int]]:
     options = [
         ("grpc.max_receive_message_length", limits.request_bytes),
         # A second receiver on the port is an error, not a coin toss.

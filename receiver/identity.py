@@ -8,11 +8,14 @@ The tenant is part of each, so that no tenant can use up an identity of another.
 BLAKE2b, once; points with SipHash-2-4 (128-bit form, Aumasson and Bernstein, 2012) under the stream's
 hash as key, on whole columns.
 
-`SeenIds` is a cache of the ids in `events` and `quarantine`, rebuilt from them and from the spool.
+The two low bits of the ninth byte say which kind of identity it is, so that whoever reads an id back from
+the database knows how it may be looked up; the other 126 bits are the hash.
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
 from hashlib import blake2b
 from typing import Final
 
@@ -22,6 +25,39 @@ from numpy.typing import NDArray
 Words = NDArray[np.uint64]
 
 ID_BYTES: Final = 16
+
+KIND_MASK: Final = 3
+
+
+class Kind(IntEnum):
+    """What an identity says about the time of its row; in the two low bits of its second word.
+
+    Attributes:
+        POINT: It includes the row's time: the same id always has the same time.
+        EXPLICIT: It does not: the sender's own id, or what had no time and was given ours.
+        SPAN: H(trace, span): the same span has the same time, unless its sender says otherwise.
+        ONCE: Nobody asks for it again: it is neither looked up nor remembered.
+    """
+
+    POINT = 0
+    EXPLICIT = 1
+    SPAN = 2
+    ONCE = 3
+
+
+def mark(id_: bytes, kind: Kind) -> bytes:
+    """`id_` as an identity of `kind`."""
+    return id_[:8] + bytes([id_[8] & ~KIND_MASK | kind]) + id_[9:]
+
+
+def mark_words(second: Words, kind: Kind) -> Words:
+    """The second words of identities, as those of `kind`."""
+    return second & np.uint64(~KIND_MASK & 2**64 - 1) | np.uint64(kind)
+
+
+def kinds_of(second: Words) -> Words:
+    """The `Kind` of each identity, from its second word."""
+    return second & np.uint64(KIND_MASK)
 
 
 def digest(kind: bytes, *parts: bytes) -> bytes:
@@ -35,12 +71,13 @@ def digest(kind: bytes, *parts: bytes) -> bytes:
 
 def explicit_id(tenant: str, meter: str, event_id: str) -> bytes:
     """Identity of an event whose sender chose an id."""
-    return digest(b"event", tenant.encode(), meter.encode(), event_id.encode())
+    chosen = digest(b"event", tenant.encode(), meter.encode(), event_id.encode())
+    return mark(chosen, Kind.EXPLICIT)
 
 
 def span_id(tenant: str, meter: str, trace_id: bytes, span: bytes) -> bytes:
     """Identity of a span as usage of one meter."""
-    return digest(b"span", tenant.encode(), meter.encode(), trace_id, span)
+    return mark(digest(b"span", tenant.encode(), meter.encode(), trace_id, span), Kind.SPAN)
 
 
 def to_words(ids: bytes) -> tuple[Words, Words]:
@@ -107,62 +144,41 @@ def _rotate(word: Words, bits: int) -> None:
     word |= high
 
 
-class SeenIds:
-    """A growing set of identities: sorted runs, 16 bytes an id.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ids:
+    """Identities of rows, as columns of one length.
 
-    A new batch is a run; two neighbours become one when they are of like size, so that n ids are in
-    O(log n) runs and each is moved O(log n) times.
+    Attributes:
+        first: First eight bytes of each identity.
+        second: Second eight bytes, which hold its `Kind`.
+        time_ns: The row's timestamp.
+        content: Of EXPLICIT ids: eight bytes of a digest of what the event says; 0 elsewhere.
     """
 
-    def __init__(self) -> None:
-        self._runs: list[tuple[Words, Words]] = []
+    first: Words
+    second: Words
+    time_ns: NDArray[np.int64]
+    content: Words
 
     def __len__(self) -> int:
-        return sum(len(first) for first, _ in self._runs)
+        return len(self.first)
 
-    def contains(self, first: Words, second: Words) -> NDArray[np.bool_]:
-        """For each id whether it was added before."""
-        found = np.zeros(len(first), np.bool_)
-        # Sorted questions walk through a run in one direction: several times faster on large runs.
-        order = np.argsort(first)
-        asked = first[order]
-        for run_first, run_second in self._runs:
-            position = np.searchsorted(run_first, asked)
-            hits = np.flatnonzero(run_first[np.minimum(position, len(run_first) - 1)] == asked)
-            is_same = run_second[position[hits]] == second[order[hits]]
-            found[order[hits[is_same]]] = True
-            # Ids that share only their first half lie side by side: with random halves, hardly ever.
-            for hit in hits[~is_same]:
-                i, j = order[hit], int(position[hit])
-                while j < len(run_first) and run_first[j] == first[i] and not found[i]:
-                    found[i] = run_second[j] == second[i]
-                    j += 1
-        return found
-
-    def add(self, first: Words, second: Words) -> None:
-        """Remember ids; adding one twice is harmless."""
-        if not len(first):
-            return
-        order = np.argsort(first)
-        run = (first[order], second[order])
-        while self._runs and len(self._runs[-1][0]) <= 2 * len(run[0]):
-            run = _merge(self._runs.pop(), run)
-        self._runs.append(run)
+    def take(self, places: NDArray[np.int64] | NDArray[np.bool_]) -> "Ids":
+        """The rows at these places, or those that are True."""
+        return Ids(
+            first=self.first[places],
+            second=self.second[places],
+            time_ns=self.time_ns[places],
+            content=self.content[places],
+        )
 
 
-def _merge(one: tuple[Words, Words], other: tuple[Words, Words]) -> tuple[Words, Words]:
-    large, small = (one, other) if len(one[0]) >= len(other[0]) else (other, one)
-    position = np.searchsorted(large[0], small[0])
-    return np.insert(large[0], position, small[0]), np.insert(large[1], position, small[1])
-
-
-def first_occurrences(first: Words, second: Words) -> NDArray[np.bool_]:
-    """For each id whether it is the first of its kind in these columns."""
-    result = np.ones(len(first), np.bool_)
-    order = np.argsort(first)
-    if (first[order][1:] == first[order][:-1]).any():
-        # lexsort is stable: of equal ids the earliest comes first.
-        order = np.lexsort((second, first))
-        same_first = first[order][1:] == first[order][:-1]
-        result[order[1:]] = ~(same_first & (second[order][1:] == second[order][:-1]))
-    return result
+def join_ids(pieces: Sequence[Ids]) -> Ids:
+    """The rows of all pieces, in their order."""
+    none, no_time = np.zeros(0, np.uint64), np.zeros(0, np.int64)
+    return Ids(
+        first=np.concatenate([none, *(piece.first for piece in pieces)]),
+        second=np.concatenate([none, *(piece.second for piece in pieces)]),
+        time_ns=np.concatenate([no_time, *(piece.time_ns for piece in pieces)]),
+        content=np.concatenate([none, *(piece.content for piece in pieces)]),
+    )

@@ -2,13 +2,13 @@
 
 One thread does it, so that duplicates are decided in one place and in one order. Whatever arrived while
 the last micro-batch was decoded and fsynced is the next one: under load many requests share one fsync,
-and a lone request waits for nobody.
+and a lone request waits for nobody. What cannot be taken is refused at once, for the sender to send again.
 """
 
 import asyncio
 import logging
-import queue
 import secrets
+import shutil
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -23,8 +23,12 @@ from otel_metering.contract.meter import Signal
 from otel_metering.errors import InvalidUsageError, UnavailableError
 from otel_metering.spool import Spool
 from receiver.admit import Admitted, MicroBatch, Outcome
-from receiver.identity import ID_BYTES, SeenIds
+from receiver.cumulative import Accumulators
+from receiver.fair_queue import FairQueue
+from receiver.identity import ID_BYTES
 from receiver.metering import Metering
+from receiver.rate_limit import RateLimit
+from receiver.seen import SeenIds
 from receiver.usage import Sender
 
 MAX_BATCH_BYTES: Final = 8 * 2**20
@@ -66,6 +70,21 @@ class _Waiting:
     answer: Answer | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What bounds the intake.
+
+    Attributes:
+        max_queue_bytes: Requests that wait to be decoded.
+        max_key_bytes_per_second: What one API key may send; 0: anything.
+        min_free_disk_bytes: Below it nothing is taken, so that what was taken can still be worked on.
+    """
+
+    max_queue_bytes: int
+    max_key_bytes_per_second: int = 0
+    min_free_disk_bytes: int = 0
+
+
 class Ingest:
     """The only writer of the spool."""
 
@@ -76,7 +95,7 @@ class Ingest:
         seen: SeenIds,
         spool: Spool,
         clock: Clock,
-        max_queue_bytes: int,
+        limits: Limits,
         pace: Callable[[], None],
         on_commit: Callable[[], None],
     ) -> None:
@@ -87,21 +106,22 @@ class Ingest:
             seen: Every identity that was ever admitted.
             spool: Where what is admitted goes.
             clock: The time.
-            max_queue_bytes: Bound on requests that wait to be decoded.
+            limits: What may be taken.
             pace: Called before each micro-batch; may wait a moment to slow senders down.
             on_commit: Called after each commit.
         """
         self._metering = metering
         self._seen = seen
+        self._accumulators = Accumulators(spool.states)
         self._spool = spool
         self._clock = clock
-        self._max_queue_bytes = max_queue_bytes
+        self._limits = limits
         self._pace = pace
         self._on_commit = on_commit
-        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
-        self._queued_bytes = 0
-        self._lock = threading.Lock()
-        self._is_stopping = False
+        self._queue: FairQueue[_Waiting] = FairQueue(limits.max_queue_bytes)
+        self._rate_limit = RateLimit(limits.max_key_bytes_per_second, clock)
+        # Entries are numbered as they are put, also by the writer; those from before a restart come first.
+        self._last_entry = spool.entry_count
         # False when the spool has what the memory of ids may not have: only a restart, which rebuilds the
         # memory from the spool, makes it safe to admit anything again.
         self._is_exact = True
@@ -116,11 +136,16 @@ class Ingest:
         """Begin to work."""
         self._thread.start()
 
+    def replace_metering(self, metering: Metering) -> None:
+        """Decide by `metering` from the next micro-batch on. Any thread may call it."""
+        self._metering = metering  # a micro-batch takes it once, at its begin
+
     def submit(self, work: Work) -> "Future[Outcome]":
         """Queue a request; its future is done when its usage is durable, or it is refused.
 
         Raises:
             UnavailableError: The queue is full, or this is stopping; nothing was queued.
+            RateLimitedError: The key sends too much; nothing was queued.
         """
         done: Future[Outcome] = Future()
         # From here on it will be worked on, even if its sender has gone away.
@@ -133,6 +158,7 @@ class Ingest:
 
         Raises:
             UnavailableError: See `submit`.
+            RateLimitedError: See `submit`.
             InvalidUsageError: The request is refused as a whole.
         """
         done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
@@ -140,62 +166,34 @@ class Ingest:
         return await done
 
     def _enqueue(self, waiting: _Waiting) -> None:
-        size = waiting.work.size
-        with self._lock:
-            if self._is_stopping:
-                raise UnavailableError("the receiver is stopping; send again to the next one")
-            if self._queued_bytes + size > self._max_queue_bytes and self._queued_bytes:
-                raise UnavailableError(
-                    f"{self._queued_bytes} bytes of requests wait, and {self._max_queue_bytes} may; "
-                    "send again in a second"
-                )
-            self._queued_bytes += size
-            self._queue.put(waiting)
+        key_id, size = waiting.work.sender.key_id, waiting.work.size
+        self._rate_limit.check(key_id, size)
+        self._queue.put(key_id, waiting, size)
 
     def stop(self) -> None:
         """Refuse new requests, finish those that were queued, end. Idempotent."""
-        with self._lock:
-            is_first, self._is_stopping = not self._is_stopping, True
-        if is_first:
-            self._queue.put(None)
+        self._queue.close()
         if self._thread.ident is not None:
             self._thread.join()
 
     def _run(self) -> None:
-        is_running = True
-        while is_running:
-            taken = self._take()
-            is_running = taken[-1] is not None
-            batch = [waiting for waiting in taken if waiting is not None]
+        while batch := self._queue.take(max_bytes=MAX_BATCH_BYTES, max_items=MAX_BATCH_REQUESTS):
             self._pace()
             self._process_all(batch)
             _answer(batch)
 
-    def _take(self) -> list[_Waiting | None]:
-        """Wait for a request; return it and what else has come, in order. None: no more will."""
-        waiting = self._queue.get()
-        taken, size = [waiting], waiting.work.size if waiting else 0
-        while waiting is not None and size < MAX_BATCH_BYTES and len(taken) < MAX_BATCH_REQUESTS:
-            try:
-                waiting = self._queue.get_nowait()
-            except queue.Empty:
-                break
-            taken.append(waiting)
-            size += waiting.work.size if waiting else 0
-        with self._lock:
-            self._queued_bytes -= size
-        return taken
-
     def _process_all(self, batch: Sequence[_Waiting]) -> None:
-        if not self._is_exact:
-            refusal = UnavailableError(
-                "the memory of ids is not exact any more; restart the receiver"
-            )
+        refusal = self._cannot_take()
+        if refusal is not None:
             for waiting in batch:
                 waiting.answer = refusal
             return
         try:
             self._process(batch)
+        except UnavailableError as error:
+            _log.warning("Nothing can be admitted now", extra={"event": "admission_unavailable"})
+            for waiting in batch:
+                waiting.answer = waiting.answer or error
         except Exception as error:  # noqa: BLE001 - the top of a worker loop
             if len(batch) > 1:
                 # Only the request that cannot be worked on may notice that it cannot.
@@ -208,16 +206,21 @@ class Ingest:
                     waiting.answer = refusal
 
     def _process(self, batch: Sequence[_Waiting]) -> None:
+        if not self._seen.has_room:
+            raise UnavailableError(
+                "the memory of ids is full; send again when the database is back"
+            )
         micro_batch = MicroBatch(
             self._metering,
             self._seen,
+            self._accumulators,
             now_ns=self._clock.now_ns(),
             new_id=lambda: secrets.token_bytes(ID_BYTES),
         )
         # What was answered in an earlier attempt at this batch was refused for good.
         added = [one for one in batch if one.answer is None and _add(micro_batch, one)]
         admitted = micro_batch.admit()
-        if admitted.entries:
+        if admitted.entries or admitted.states:
             try:
                 self._commit(admitted)
             except UnavailableError as error:
@@ -228,16 +231,39 @@ class Ingest:
         for waiting, outcome in zip(added, admitted.outcomes, strict=True):
             waiting.answer = outcome
 
+    def _cannot_take(self) -> UnavailableError | None:
+        """Why nothing may be taken now; None: it may."""
+        if not self._is_exact:
+            return UnavailableError("the memory of ids is not exact any more; restart the receiver")
+        if not self._seen.has_room:
+            return UnavailableError(
+                "the ids of usage that waits for the database fill METERING_MAX_IDS_BYTES; "
+                "send again when the database keeps up"
+            )
+        free = shutil.disk_usage(self._spool.path.parent).free
+        if free < self._limits.min_free_disk_bytes:
+            return UnavailableError(
+                f"the disk of the spool has {free} bytes free, less than METERING_MIN_FREE_DISK_BYTES "
+                f"({self._limits.min_free_disk_bytes}); make room, then send again"
+            )
+        return None
+
     def _commit(self, admitted: Admitted) -> None:
-        self._is_exact = False
         try:
-            self._spool.append(admitted.entries)
+            self._spool.append(admitted.entries, admitted.states)
         except UnavailableError:
-            self._is_exact = True  # it took all or none: none
+            raise  # it took all or none: none
+        except BaseException:
+            self._is_exact = False
             raise
-        # Only now: an id that is remembered but not stored would destroy what is sent again.
-        self._seen.add(*admitted.ids)
-        self._is_exact = True
+        try:
+            # Only now: an id that is remembered but not stored would destroy what is sent again.
+            self._last_entry += len(admitted.entries)
+            self._seen.add(admitted.ids, self._last_entry, self._clock.now_ns())
+            self._accumulators.remember(admitted.states)
+        except BaseException:
+            self._is_exact = False
+            raise
         self._on_commit()
 
 

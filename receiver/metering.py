@@ -1,68 +1,41 @@
 """Stream -> usage: which tenant, which meter, which dimensions. Decided once for each stream, then cached.
 
-Rules that live only here:
-
-- The tenant is the item's `tenant.id`, else the resource's, else the one the API key is bound to. A key
-  that is bound to a tenant never writes another's usage.
-- A metric of the scope `otel_metering`, and a span or log record with `metering.quantity`, is usage of
-  the meter it is named after; `meters.yaml` adds meters for everything else. One item may feed several.
-- What names a tenant or feeds a meter but cannot be billed goes to quarantine with a reason. What does
-  neither is not usage: it is counted as ignored.
+A metric of the scope `otel_metering`, and a span or log record with `metering.quantity`, is usage of the
+meter it is named after; `meters.yaml` adds meters for everything else. One item may feed several. What
+claims to be usage (it names a tenant, a quantity or an event id) but feeds no meter goes to quarantine;
+other telemetry is no usage, and is ignored. The rules for one item and one meter are in `decide`.
 
 Correctness never depends on the cache: it is emptied when it is full.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal, InvalidOperation
 from typing import Final
 
 from google.protobuf.message import DecodeError
 
 from otel_metering.contract import attributes as names
-from otel_metering.contract.event import QUANTITY_DECIMALS, check_quantity, is_valid_name
-from otel_metering.contract.meter import (
-    VALUE_DURATION,
-    Aggregation,
-    MeterDefinition,
-    Meters,
-    Signal,
+from otel_metering.contract.meter import MeterDefinition, Meters, Signal
+from receiver.decide import (
+    Context,
+    Subject,
+    decide_item,
+    decide_point,
+    dimensions,
+    feeds_nothing,
+    relevant_attributes,
 )
-from otel_metering.errors import InvalidUsageError
 from receiver.errors import MalformedPayloadError
 from receiver.identity import digest
 from receiver.otlp import lazy_pb2 as lazy
 from receiver.otlp import values
-from receiver.otlp.items import ItemHeader
-from receiver.otlp.metrics import FLAG_NO_RECORDED_VALUE, MetricHeader, MetricType, Temporality
-from receiver.usage import (
-    ItemResolution,
-    Pairs,
-    PointResolution,
-    Reason,
-    Refusal,
-    Series,
-    Streams,
-    Use,
-    Verdict,
-)
+from receiver.otlp.items import ItemHeader, ItemName
+from receiver.otlp.metrics import FLAG_NO_RECORDED_VALUE, MetricHeader
+from receiver.otlp.values import Attributes, Parser
+from receiver.usage import ItemResolution, Pairs, PointResolution, Series, Streams, Use, Verdict
 
 MAX_CACHED_STREAMS: Final = 200_000
 """Streams kept; about 2 KB each with ten attributes."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Context:
-    """What the attributes of an item are looked at with."""
-
-    signal: Signal
-    name: str
-    resource: Mapping[bytes, bytes]
-    service_name: str
-    definitions: tuple[MeterDefinition, ...]
-    bound_tenant: str | None
-    stream: bytes
-    is_monotonic: bool = False
 
 
 class MetricStreams:
@@ -72,10 +45,10 @@ class MetricStreams:
         numbers: Tail of a point -> number in `Streams`; what is missing is `resolve`d.
     """
 
-    def __init__(self, header: MetricHeader, context: _Context, streams: Streams) -> None:
-        self._header = header
+    def __init__(self, context: Context, streams: Streams, parser: Parser) -> None:
         self._context = context
         self._streams = streams
+        self._parser = parser
         self.numbers: dict[bytes, int] = {}
 
     def resolve(self, tail: bytes) -> int:
@@ -89,7 +62,6 @@ class MetricStreams:
         return number
 
     def _decide(self, tail: bytes) -> PointResolution:
-        header, context = self._header, self._context
         try:
             point = lazy.NumberDataPoint.FromString(tail)
         except DecodeError as error:
@@ -98,25 +70,87 @@ class MetricStreams:
             return Verdict.IRREGULAR
         if point.flags & FLAG_NO_RECORDED_VALUE:
             return Verdict.STALE
-        attributes = values.parse_attributes(point.attributes)
-        described = _describe(attributes)
-        tenant = _tenant_of(attributes, context)
-        if not context.definitions and not _claims_usage(attributes):
-            return Verdict.IGNORED
-        problem = _problem(context, tenant) or _metric_problem(header)
-        scale = _scale_of(attributes)
-        if problem is None and scale is None:
-            problem = (
-                Reason.INVALID_QUANTITY,
-                f"{names.QUANTITY_SCALE} must be 0 to {QUANTITY_DECIMALS}",
-            )
-        if problem is not None or tenant is None:
-            return _refusal(problem, tenant, described, context)
-        stream_id = digest(b"stream", context.stream, values.canonical(attributes))
-        return tuple(
-            _series(definition, context, tenant, attributes, described, stream_id)
-            for definition in context.definitions
+        subject = Subject(self._context, self._parser.attributes(point.attributes))
+        fed = [one for one in self._context.definitions if subject.feeds(one)]
+        if not fed:
+            return (feeds_nothing(subject),) if subject.claims_usage() else Verdict.IGNORED
+        stream_id = digest(b"stream", self._context.stream, values.canonical(subject.attributes))
+        return tuple(decide_point(subject, definition, stream_id) for definition in fed)
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What an item with these attributes is, and how its attributes read.
+
+    Attributes:
+        resolution: What it is.
+        attributes: As text.
+        digest: 16 bytes for the set of them.
+    """
+
+    resolution: ItemResolution
+    attributes: Pairs
+    digest: bytes
+
+
+class ItemStreams:
+    """Spans or log records of one name and kind, under one resource and scope, for one binding.
+
+    Attributes:
+        known: Encoded attributes -> what such items are; what is missing is `resolve`d.
+    """
+
+    def __init__(self, context: Context, meters: Meters, parser: Parser) -> None:
+        self._context = context
+        self._meters = meters
+        self._parser = parser
+        self._named = _named(meters, context.name, context.definitions)
+        self._relevant = relevant_attributes((*context.definitions, *self._named))
+        # Most attributes (an URL, a user agent) do not matter to any meter: what does is decided once.
+        self._decided: dict[tuple[bytes, ...], ItemResolution] = {}
+        self.known: dict[tuple[bytes, ...], Described] = {}
+
+    def resolve(self, encoded: tuple[bytes, ...]) -> Described:
+        """What an item with these attributes is, from now on in `known`.
+
+        Raises:
+            MalformedPayloadError: An attribute is not OTLP.
+        """
+        attributes = self._parser.attributes(encoded)
+        subject = Subject(self._context, attributes)
+        resolution = self._resolution(subject)
+        found = Described(
+            resolution,
+            () if isinstance(resolution, Verdict) else subject.described,
+            digest(b"attributes", values.canonical(attributes)),
         )
+        self.known[encoded] = found
+        return found
+
+    def __len__(self) -> int:
+        return len(self.known) + len(self._decided)
+
+    def _resolution(self, subject: Subject) -> ItemResolution:
+        if self._relevant is None or subject.has(names.EVENT_ID):
+            return self._decide(subject)
+        key = tuple(
+            [one.canonical for one in subject.attributes.values() if one.name in self._relevant]
+        )
+        found = self._decided.get(key)
+        if found is None:
+            found = self._decide(subject)
+            # A refusal says all attributes, so it is of this item only.
+            if isinstance(found, Verdict) or all(isinstance(one, Use) for one in found):
+                self._decided[key] = found
+        return found
+
+    def _decide(self, subject: Subject) -> ItemResolution:
+        fed = [one for one in self._context.definitions if subject.feeds(one)]
+        if subject.has(names.QUANTITY):
+            fed += [one for one in self._named if one not in fed]
+        if not fed:
+            return (feeds_nothing(subject),) if subject.claims_usage() else Verdict.IGNORED
+        return tuple(decide_item(subject, definition) for definition in fed)
 
 
 class Metering:
@@ -126,15 +160,23 @@ class Metering:
         self._meters = meters
         self._max_cached_streams = max_cached_streams
         self.streams = Streams()
+        self._parser = Parser()
         self._metrics: dict[tuple[MetricHeader, str | None], MetricStreams] = {}
-        self._contexts: dict[tuple[ItemHeader, str | None], _Context] = {}
+        self._items: dict[tuple[ItemHeader, ItemName, str | None], ItemStreams] = {}
 
     def make_room(self) -> None:
         """Empty the cache if it is full. Between micro-batches only: numbers change their meaning."""
-        if len(self._contexts) + len(self.streams) > self._max_cached_streams:
+        if self.cached_streams > self._max_cached_streams:
             self._metrics.clear()
-            self._contexts.clear()
+            self._items.clear()
             self.streams.clear()
+            self._parser.clear()
+
+    @property
+    def cached_streams(self) -> int:
+        """How many decisions and attributes are kept."""
+        decisions = len(self._metrics) + len(self.streams) + len(self._parser)
+        return decisions + sum(map(len, self._items.values())) + len(self._items)
 
     def metric(self, header: MetricHeader, bound_tenant: str | None) -> MetricStreams:
         """The streams of a metric that a key bound to `bound_tenant` sends.
@@ -145,121 +187,117 @@ class Metering:
         found = self._metrics.get((header, bound_tenant))
         if found is None:
             context = self._metric_context(header, bound_tenant)
-            found = MetricStreams(header, context, self.streams)
+            found = MetricStreams(context, self.streams, self._parser)
             self._metrics[(header, bound_tenant)] = found
         return found
 
-    def item(
-        self, header: ItemHeader, encoded_attributes: Iterable[bytes], bound_tenant: str | None
-    ) -> ItemResolution:
-        """What a span or log record is.
+    def item(self, header: ItemHeader, name: ItemName, bound_tenant: str | None) -> ItemStreams:
+        """The spans or log records of a name that a key bound to `bound_tenant` sends.
 
         Raises:
-            MalformedPayloadError: An attribute, the resource or the scope is not OTLP.
+            MalformedPayloadError: The resource or scope is not OTLP.
         """
-        context = self._contexts.get((header, bound_tenant))
-        if context is None:
-            context = self._item_context(header, bound_tenant)
-            self._contexts[(header, bound_tenant)] = context
-        attributes = values.parse_attributes(encoded_attributes)
-        if not context.definitions and not _claims_usage(attributes):
-            return Verdict.IGNORED
-        return self._decide_item(context, attributes)
+        found = self._items.get((header, name, bound_tenant))
+        if found is None:
+            context = self._item_context(header, name, bound_tenant)
+            found = ItemStreams(context, self._meters, self._parser)
+            self._items[(header, name, bound_tenant)] = found
+        return found
 
-    def event(self, tenant: str, meter: str, attributes: Mapping[str, str]) -> Series:
-        """The series of an event of the JSON API, whose tenant and meter are valid."""
+    def event(
+        self, tenant: str, meter: str, attributes: Mapping[str, str], content: bytes | None
+    ) -> tuple[Series, Pairs]:
+        """The series of an event of the JSON API, whose tenant and meter are valid, and its attributes.
+
+        Args:
+            tenant: Who pays.
+            meter: Slug.
+            attributes: All of them.
+            content: What else an event with an id says; None: it has no id.
+        """
         definition = self._meters.find(meter)
         described = tuple(sorted(attributes.items()))
-        dimensions = _dimensions(definition, Signal.EVENT, described)
-        stream = digest(b"api", *(part.encode() for pair in described for part in pair))
-        return Series(
+        kind = b"api" if content is None else b"content"
+        parts = [part.encode() for pair in described for part in pair]
+        stream = digest(kind, content or b"", *parts)
+        series = Series(
             key=digest(b"series", tenant.encode(), meter.encode(), stream),
             tenant_id=tenant,
             meter=meter,
-            dimensions=dimensions,
-            attributes=described,
+            dimensions=dimensions(definition, Signal.EVENT, described),
+            attributes=(),
             service_name=attributes.get(names.SERVICE_NAME, ""),
             signal=Signal.EVENT,
             stream_id=stream,
-            unique_key=_unique_key(definition, attributes),
+            unique_key=attributes.get(definition.unique_attribute or names.UNIQUE_KEY, ""),
         )
+        return series, described
 
-    def _decide_item(self, context: _Context, attributes: Mapping[bytes, bytes]) -> ItemResolution:
-        described, tenant = _describe(attributes), _tenant_of(attributes, context)
-        definitions = list(context.definitions)
-        named = names.QUANTITY.encode() in attributes
-        if named and context.name not in {definition.slug for definition in definitions}:
-            definitions.append(self._meters.find(context.name))
-        problem = _problem(replace(context, definitions=tuple(definitions)), tenant)
-        event_id = _text(attributes, names.EVENT_ID)
-        if problem is None and tenant is not None:
-            try:
-                return tuple(
-                    Use(
-                        _series(definition, context, tenant, attributes, described, context.stream),
-                        _quantity(definition, attributes),
-                        event_id,
-                    )
-                    for definition in definitions
-                )
-            except InvalidUsageError as error:
-                if isinstance(error, MalformedPayloadError):
-                    raise
-                problem = (Reason.INVALID_QUANTITY, str(error))
-        return _refusal(problem, tenant, described, context)
-
-    def _metric_context(self, header: MetricHeader, bound_tenant: str | None) -> _Context:
-        name, scope = values.decode_text(header.name), _parse_scope(header.scope)
-        scope_name = values.decode_text(scope.name)
+    def _metric_context(self, header: MetricHeader, bound_tenant: str | None) -> Context:
+        scope = _parse_scope(header.scope)
+        name, scope_name = values.decode_text(header.name), values.decode_text(scope.name)
         fed = self._meters.fed_by(signal=Signal.METRIC, name=name, scope=scope_name)
-        if scope_name == names.SCOPE_NAME and name not in {definition.slug for definition in fed}:
-            fed = (*fed, self._meters.find(name))
+        if scope_name == names.SCOPE_NAME:
+            fed = (*fed, *_named(self._meters, name, fed))
         shape = bytes([header.type, header.temporality & 0xFF, header.is_monotonic])
-        context = _context(Signal.METRIC, header, scope, fed, bound_tenant, header.unit, shape)
-        return replace(context, is_monotonic=header.is_monotonic)
-
-    def _item_context(self, header: ItemHeader, bound_tenant: str | None) -> _Context:
-        name, scope = values.decode_text(header.name), _parse_scope(header.scope)
-        fed = self._meters.fed_by(
-            signal=header.signal, name=name, scope=values.decode_text(scope.name), kind=header.kind
+        return self._context(
+            Context(
+                signal=Signal.METRIC,
+                name=name,
+                resource=self._resource(header.resource),
+                definitions=fed,
+                bound_tenant=bound_tenant,
+                header=header,
+            ),
+            scope,
+            header.name,
+            header.unit,
+            shape,
         )
-        return _context(header.signal, header, scope, fed, bound_tenant)
 
+    def _item_context(
+        self, header: ItemHeader, name: ItemName, bound_tenant: str | None
+    ) -> Context:
+        text, scope = values.decode_text(name.name), _parse_scope(header.scope)
+        fed = self._meters.fed_by(
+            signal=header.signal,
+            name=text,
+            scope=values.decode_text(scope.name),
+            kind=name.span_kind,
+        )
+        context = Context(
+            signal=header.signal,
+            name=text,
+            resource=self._resource(header.resource),
+            definitions=fed,
+            bound_tenant=bound_tenant,
+        )
+        return self._context(context, scope, name.name)
 
-def _context(
-    signal: Signal,
-    header: MetricHeader | ItemHeader,
-    scope: lazy.Scope,
-    definitions: tuple[MeterDefinition, ...],
-    bound_tenant: str | None,
-    *more: bytes,
-) -> _Context:
-    """What `header` says; its stream is that of resource, scope, name and `more`."""
-    resource = _parse_resource(header.resource)
-    return _Context(
-        signal=signal,
-        name=values.decode_text(header.name),
-        resource=resource,
-        service_name=_text(resource, names.SERVICE_NAME) or "",
-        definitions=definitions,
-        bound_tenant=bound_tenant,
-        stream=digest(
-            signal.encode(),
-            values.canonical(resource),
+    def _context(self, context: Context, scope: lazy.Scope, *more: bytes) -> Context:
+        """The context with its stream: that of resource, scope, and what else names it."""
+        stream = digest(
+            context.signal.encode(),
+            values.canonical(context.resource),
             scope.name,
             scope.version,
-            values.canonical(values.parse_attributes(scope.attributes)),
-            header.name,
+            values.canonical(self._parser.attributes(scope.attributes)),
             *more,
-        ),
-    )
+        )
+        return replace(context, stream=stream)
+
+    def _resource(self, encoded: bytes) -> Attributes:
+        try:
+            return self._parser.attributes(lazy.Resource.FromString(encoded).attributes)
+        except DecodeError as error:
+            raise MalformedPayloadError("a resource is not a Resource message") from error
 
 
-def _parse_resource(encoded: bytes) -> dict[bytes, bytes]:
-    try:
-        return values.parse_attributes(lazy.Resource.FromString(encoded).attributes)
-    except DecodeError as error:
-        raise MalformedPayloadError("a resource is not a Resource message") from error
+def _named(
+    meters: Meters, name: str, fed: Sequence[MeterDefinition]
+) -> tuple[MeterDefinition, ...]:
+    """The meter of this name, unless it is among those that are fed."""
+    return () if name in {one.slug for one in fed} else (meters.find(name),)
 
 
 def _parse_scope(encoded: bytes) -> lazy.Scope:
@@ -267,140 +305,3 @@ def _parse_scope(encoded: bytes) -> lazy.Scope:
         return lazy.Scope.FromString(encoded)
     except DecodeError as error:
         raise MalformedPayloadError("a scope is not an InstrumentationScope message") from error
-
-
-def _describe(attributes: Mapping[bytes, bytes]) -> Pairs:
-    return tuple(
-        sorted(
-            (values.decode_text(key), values.text_of(value)) for key, value in attributes.items()
-        )
-    )
-
-
-def _text(attributes: Mapping[bytes, bytes], name: str) -> str | None:
-    value = attributes.get(name.encode())
-    return None if value is None else values.text_of(value)
-
-
-def _claims_usage(attributes: Mapping[bytes, bytes]) -> bool:
-    return any(
-        name.encode() in attributes for name in (names.TENANT_ID, names.QUANTITY, names.EVENT_ID)
-    )
-
-
-def _tenant_of(attributes: Mapping[bytes, bytes], context: _Context) -> str | None:
-    return (
-        _text(attributes, names.TENANT_ID)
-        or _text(context.resource, names.TENANT_ID)
-        or context.bound_tenant
-    )
-
-
-def _problem(context: _Context, tenant: str | None) -> tuple[Reason, str] | None:
-    if not context.definitions:
-        return Reason.NO_METER, f"no meter is fed by the {context.signal} {context.name[:128]!r}"
-    if tenant is None:
-        return (
-            Reason.NO_TENANT,
-            f"it has no {names.TENANT_ID}, and the API key is bound to no tenant",
-        )
-    if not is_valid_name(tenant):
-        return Reason.INVALID_TENANT, f"{names.TENANT_ID} is {tenant[:128]!r}"
-    if context.bound_tenant is not None and tenant != context.bound_tenant:
-        return Reason.TENANT_NOT_ALLOWED, f"the API key is bound to {context.bound_tenant!r}"
-    for definition in context.definitions:
-        if not is_valid_name(definition.slug):
-            return Reason.INVALID_METER, f"{definition.slug[:128]!r} cannot be a meter's slug"
-    return None
-
-
-def _refusal(
-    problem: tuple[Reason, str] | None, tenant: str | None, described: Pairs, context: _Context
-) -> Refusal:
-    reason, detail = problem or (Reason.NO_TENANT, "")
-    return Refusal(
-        reason=reason,
-        detail=detail,
-        tenant_id=tenant or "",
-        attributes=described,
-        service_name=context.service_name,
-    )
-
-
-def _metric_problem(header: MetricHeader) -> tuple[Reason, str] | None:
-    if header.type is not MetricType.SUM:
-        return Reason.UNSUPPORTED, f"{header.type.name.lower()} points are not metered yet"
-    if header.temporality == Temporality.CUMULATIVE:
-        return Reason.UNSUPPORTED, "cumulative sums are not metered yet; send delta temporality"
-    if header.temporality != Temporality.DELTA:
-        return (
-            Reason.UNKNOWN_TEMPORALITY,
-            f"aggregation temporality {header.temporality} is not delta",
-        )
-    return None
-
-
-def _scale_of(attributes: Mapping[bytes, bytes]) -> int | None:
-    value = attributes.get(names.QUANTITY_SCALE.encode())
-    if value is None:
-        return 0
-    scale = values.number_of(value)
-    return scale if isinstance(scale, int) and 0 <= scale <= QUANTITY_DECIMALS else None
-
-
-def _series(
-    definition: MeterDefinition,
-    context: _Context,
-    tenant: str,
-    attributes: Mapping[bytes, bytes],
-    described: Pairs,
-    stream_id: bytes,
-) -> Series:
-    return Series(
-        key=digest(b"series", tenant.encode(), definition.slug.encode(), stream_id),
-        tenant_id=tenant,
-        meter=definition.slug,
-        dimensions=_dimensions(definition, context.signal, described),
-        attributes=described,
-        service_name=context.service_name,
-        signal=context.signal,
-        stream_id=stream_id,
-        scale=_scale_of(attributes) or 0,
-        unique_key=_unique_key(definition, dict(described)),
-        is_monotonic=context.is_monotonic,
-    )
-
-
-def _dimensions(definition: MeterDefinition, signal: Signal, attributes: Pairs) -> Pairs:
-    if definition.group_by is not None:
-        wanted = frozenset(definition.group_by)
-        return tuple(pair for pair in attributes if pair[0] in wanted)
-    if signal is Signal.SPAN:
-        return ()
-    return tuple(pair for pair in attributes if pair[0] not in names.RESERVED)
-
-
-def _unique_key(definition: MeterDefinition, attributes: Mapping[str, str]) -> str:
-    if definition.aggregation is Aggregation.UNIQUE_COUNT and definition.value is not None:
-        return attributes.get(definition.value, "")
-    return attributes.get(names.UNIQUE_KEY, "")
-
-
-def _quantity(definition: MeterDefinition, attributes: Mapping[bytes, bytes]) -> Decimal | None:
-    """How much one span or log record is; None: the span's length."""
-    if definition.value == VALUE_DURATION:
-        return None
-    name = names.QUANTITY
-    if definition.value is not None and definition.aggregation is not Aggregation.UNIQUE_COUNT:
-        name = definition.value
-    value = attributes.get(name.encode())
-    if value is None:
-        if name == names.QUANTITY:
-            return Decimal(1)
-        raise InvalidUsageError(f"it has no attribute {name}, which is the meter's quantity")
-    number = values.number_of(value)
-    try:
-        # A double counts as what people see of it: 0.1 is 0.1.
-        return check_quantity(Decimal(repr(number) if isinstance(number, float) else number))  # type: ignore[arg-type]  # None is caught
-    except (InvalidOperation, TypeError):
-        raise InvalidUsageError(f"{name} is {values.text_of(value)[:64]!r}, not a number") from None

@@ -1,29 +1,41 @@
-"""All number points of a micro-batch, as columns: what is wrong with them, who they are, how much they are."""
+"""All metric points of a micro-batch, as columns: what is wrong with them, who they are, how much they are."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from receiver import identity, quantity, rows
+from receiver.cumulative import Cumulative, Increases
 from receiver.identity import Words
 from receiver.otlp import metrics
 from receiver.otlp.metrics import PointGroup
 from receiver.quantity import Ints
 from receiver.quarantine import EARLIEST_NS, MAX_AHEAD_NS, refusal_of, refused_point
+from receiver.rows import EventColumns
 from receiver.usage import Reason, Sender, Series
+
+Bools = NDArray[np.bool_]
 
 _DETAILS: Final = {
     Reason.NO_TIMESTAMP: "time_unix_nano is 0",
     Reason.TIMESTAMP_OUT_OF_RANGE: "time_unix_nano is before 2000 or more than a day ahead",
-    Reason.NO_VALUE: "the point has neither as_int nor as_double",
+    Reason.NO_VALUE: "the point has no value (a number: as_int or as_double; a histogram: sum, which the "
+    "meter counts unless it says `value: count`)",
     Reason.INVALID_QUANTITY: "the value is not finite, too large, or negative on a monotonic sum",
+    Reason.CONFLICT: "the value is below that of an earlier point with the same start time: two writers "
+    "share one stream; give each an attribute of its own, e.g. service.instance.id",
 }
+
+_COLUMNS: Final = ("places", "owners", "numbers", "start", "time", "bits", "kinds", "counts")
+
+Refused = list[tuple[int, rows.QuarantineRow]]
+"""(number of the request, row) of each point that was taken out."""
 
 
 class Points:
-    """All number points of a micro-batch, as columns."""
+    """All metric points of a micro-batch, as columns."""
 
     def __init__(
         self, groups: Sequence[tuple[int, Sender, PointGroup, Ints]], series: Sequence[Series]
@@ -32,6 +44,7 @@ class Points:
         self._groups = groups
         self._series = series
         self._offsets = np.cumsum([0, *(len(numbers) for *_, numbers in groups)])
+        self.places = np.arange(self._offsets[-1])
         self.owners = np.repeat(
             np.array([owner for owner, *_ in groups], np.int64),
             np.array([len(numbers) for *_, numbers in groups], np.int64),
@@ -42,7 +55,15 @@ class Points:
         self.time = np.concatenate([none, *(g.time_ns.view(np.int64) for _, _, g, _ in groups)])
         self.bits = np.concatenate([none, *(g.bits for _, _, g, _ in groups)])
         self.kinds = np.concatenate([np.zeros(0, np.uint8), *(g.kinds for _, _, g, _ in groups)])
+        self.counts = np.concatenate([none, *(_counts(g) for _, _, g, _ in groups)])
         self._index_series()
+        counts_measurements = self._flags([one.counts_measurements for one in self.used])
+        if counts_measurements.any():
+            self.bits = np.where(counts_measurements, self.counts, self.bits)
+            self.kinds = np.where(counts_measurements, np.uint8(metrics.INT), self.kinds)
+
+    def __len__(self) -> int:
+        return len(self.places)
 
     def _index_series(self) -> None:
         # As np.unique with its inverse, without sorting: the numbers are places in a list.
@@ -51,8 +72,12 @@ class Points:
         self.inverse: Ints = (np.cumsum(is_used) - 1)[self.numbers]
         self.used = [self._series[number] for number in np.flatnonzero(is_used).tolist()]
 
-    def refuse_invalid(self, now_ns: int) -> list[tuple[int, rows.QuarantineRow]]:
-        """Take out the points that cannot be billed; returns (request, quarantine row) of each."""
+    def _flags(self, of_used: Sequence[bool]) -> Bools:
+        found: Bools = np.array(of_used, np.bool_)[self.inverse]
+        return found
+
+    def refuse_invalid(self, now_ns: int) -> Refused:
+        """Take out the points that cannot be billed."""
         is_double = self.kinds == metrics.DOUBLE
         doubles = self.bits.view(np.float64)
         problems = {
@@ -61,6 +86,7 @@ class Points:
             | (self.time > now_ns + MAX_AHEAD_NS),
             Reason.NO_VALUE: self.kinds == metrics.NO_VALUE,
             Reason.INVALID_QUANTITY: (is_double & ~quantity.are_storable(doubles))
+            | (self.counts < 0)
             | self._is_negative(is_double, doubles),
         }
         bad = np.logical_or.reduce(list(problems.values()))
@@ -73,17 +99,97 @@ class Points:
         self._keep(~bad)
         return refused
 
-    def ids(self) -> tuple[Words, Words]:
-        """Identity of each point."""
-        key_first, key_second = identity.to_words(b"".join(series.key for series in self.used))
-        words = [column.view(np.uint64) for column in (self.start, self.time, self.bits)]
-        return identity.siphash(key_first[self.inverse], key_second[self.inverse], words)
+    def conflicts(self, mask: Bools) -> Refused:
+        """Rows for the points that contradict earlier ones."""
+        return [
+            (int(self.owners[i]), self._refused(i, Reason.CONFLICT))
+            for i in np.flatnonzero(mask).tolist()
+        ]
 
-    def select(self, mask: NDArray[np.bool_]) -> "Points":
-        """These points, without those that are False in `mask`."""
-        if not mask.all():
-            self._keep(mask)
-        return self
+    def take(self, mask: Bools) -> "Points":
+        """The points that are True in `mask`."""
+        if mask.all():
+            return self
+        taken = Points([], self._series)
+        taken._groups, taken._offsets = self._groups, self._offsets
+        for name in _COLUMNS:
+            setattr(taken, name, getattr(self, name))
+        taken._keep(mask)
+        return taken
+
+    def are_cumulative(self) -> Bools:
+        """Which are totals so far."""
+        return self._flags([series.is_cumulative for series in self.used])
+
+    def ids(self) -> tuple[Words, Words]:
+        """Identity of each point: series, start, time and value."""
+        words = [column.view(np.uint64) for column in (self.start, self.time, self.bits)]
+        first, second = identity.siphash(*self._keys(), words)
+        return first, identity.mark_words(second, identity.Kind.POINT)
+
+    def events(self, first: Words, second: Words) -> EventColumns:
+        """The points as events with these identities."""
+        whole, nano = self.quantities()
+        return EventColumns(
+            series=self.used,
+            numbers=self.inverse,
+            first=first,
+            second=second,
+            whole=whole,
+            nano=nano,
+            observations=self.counts,
+            # Unknown (0), or a clock that stepped back while the series was born: begin = end.
+            start_ns=np.where((self.start <= 0) | (self.start > self.time), self.time, self.start),
+            time_ns=self.time,
+        )
+
+    def cumulative(self) -> Cumulative:
+        """The points as totals so far, by series and start time."""
+        whole, nano = self.quantities()
+        first, second = identity.siphash(*self._keys(), [self.start.view(np.uint64)])
+        return Cumulative(
+            first=first,
+            second=second,
+            start_ns=self.start,
+            time_ns=self.time,
+            whole=whole,
+            nano=nano,
+            counts=np.where(self._are_distributions(), self.counts, -1),
+        )
+
+    def increased(self, totals: Cumulative, increases: Increases) -> EventColumns:
+        """What cumulative points add, and take back, as events."""
+        at = np.flatnonzero(increases.is_event)
+        back = increases.taken_back
+        places = np.concatenate((at, np.array([one.place for one in back], np.int64)))
+        added = [
+            np.concatenate(
+                (getattr(increases, name)[at], _ints(getattr(one, name) for one in back))
+            )
+            for name in ("whole", "nano", "counts")
+        ]
+        time_ns = np.concatenate((self.time[at], _ints(one.time_ns for one in back)))
+        is_back = np.arange(len(places)) >= len(at)
+        key_first, key_second = self._keys()
+        words = [column[places].view(np.uint64) for column in (self.start, self.time, self.bits)]
+        first, second = identity.siphash(
+            key_first[places], key_second[places], [*words, is_back.astype(np.uint64)]
+        )
+        is_number = ~self._are_distributions()[places]
+        adds = (added[0] != 0) | (added[1] != 0)
+        return EventColumns(
+            series=self.used,
+            numbers=self.inverse[places],
+            first=first,
+            second=identity.mark_words(second, identity.Kind.ONCE),
+            whole=added[0],
+            nano=added[1],
+            observations=np.where(is_number, adds & ~is_back, added[2]),
+            # As it was sent: it says, with the series, of which total this is an increase.
+            start_ns=self.start[places],
+            time_ns=time_ns,
+            total=(totals.whole[places], totals.nano[places]),
+        )
 
     def quantities(self) -> tuple[Ints, Ints]:
         """(whole, nano) of each point."""
@@ -98,25 +204,41 @@ class Points:
             whole[mask], nano[mask] = quantity.from_ints(self.bits[mask], scale)
         return whole, nano
 
-    def _is_negative(
-        self, is_double: NDArray[np.bool_], doubles: NDArray[np.float64]
-    ) -> NDArray[np.bool_]:
-        is_monotonic = np.array([series.is_monotonic for series in self.used], np.bool_)
-        with np.errstate(invalid="ignore"):
-            negative = np.where(is_double, doubles < 0, self.bits < 0)
-        found: NDArray[np.bool_] = negative & is_monotonic[self.inverse]
+    def _keys(self) -> tuple[Words, Words]:
+        first, second = identity.to_words(b"".join(series.key for series in self.used))
+        return first[self.inverse], second[self.inverse]
+
+    def _are_distributions(self) -> Bools:
+        of_groups = np.array(
+            [group.counts is not None for _, _, group, _ in self._groups], np.bool_
+        )
+        found: Bools = of_groups[np.searchsorted(self._offsets, self.places, side="right") - 1]
         return found
 
-    def _keep(self, mask: NDArray[np.bool_]) -> None:
-        for name in ("owners", "numbers", "start", "time", "bits", "kinds"):
+    def _is_negative(self, is_double: Bools, doubles: NDArray[np.float64]) -> Bools:
+        with np.errstate(invalid="ignore"):
+            negative = np.where(is_double, doubles < 0, self.bits < 0)
+        return negative & self._flags([series.is_monotonic for series in self.used])
+
+    def _keep(self, mask: Bools) -> None:
+        for name in _COLUMNS:
             setattr(self, name, getattr(self, name)[mask])
         self._index_series()
 
     def _refused(self, i: int, reason: Reason) -> rows.QuarantineRow:
-        place = int(np.searchsorted(self._offsets, i, side="right")) - 1
+        at = int(self.places[i])
+        place = int(np.searchsorted(self._offsets, at, side="right")) - 1
         _, sender, group, _ = self._groups[place]
         refusal = refusal_of(self._series[int(self.numbers[i])], reason, _DETAILS[reason])
-        return refused_point(group, i - int(self._offsets[place]), refusal, sender)
+        return refused_point(group, at - int(self._offsets[place]), refusal, sender)
+
+
+def _counts(group: PointGroup) -> Ints:
+    return np.ones(len(group.points), np.int64) if group.counts is None else group.counts
+
+
+def _ints(values: Iterable[int]) -> Ints:
+    return np.fromiter(values, np.int64)
 
 
 def take(group: PointGroup, places: NDArray[np.int64]) -> PointGroup:
@@ -130,4 +252,5 @@ def take(group: PointGroup, places: NDArray[np.int64]) -> PointGroup:
         group.time_ns[places],
         group.bits[places],
         group.kinds[places],
+        None if group.counts is None else group.counts[places],
     )

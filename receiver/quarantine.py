@@ -1,13 +1,15 @@
 """Valid telemetry that cannot be billed: why, and what is kept of it."""
 
+import json
 from typing import Final
 
+from otel_metering.contract.event import UsageEvent
 from otel_metering.contract.meter import Signal
 from receiver import identity, rows
 from receiver.otlp import items, metrics, values
-from receiver.otlp.items import Item
+from receiver.otlp.items import ItemGroup
 from receiver.otlp.metrics import PointGroup
-from receiver.usage import Reason, Refusal, Sender, Series
+from receiver.usage import Pairs, Reason, Refusal, Sender, Series
 
 EARLIEST_NS: Final = 946_684_800 * 10**9
 """2000-01-01: older timestamps are a sender's clock that was never set."""
@@ -26,13 +28,22 @@ def time_problem(time_ns: int, now_ns: int) -> tuple[Reason, str] | None:
     )
 
 
-def refusal_of(series: Series, reason: Reason, detail: str) -> Refusal:
-    """The refusal of something that would have been usage of `series`."""
+def refusal_of(
+    series: Series, reason: Reason, detail: str, attributes: Pairs | None = None
+) -> Refusal:
+    """The refusal of something that would have been usage of `series`.
+
+    Args:
+        series: Of what.
+        reason: Why not.
+        detail: In words, with the remedy.
+        attributes: Its own; None: those of its series.
+    """
     return Refusal(
         reason=reason,
         detail=detail,
         tenant_id=series.tenant_id,
-        attributes=series.attributes,
+        attributes=series.attributes if attributes is None else attributes,
         service_name=series.service_name,
     )
 
@@ -46,11 +57,27 @@ def refused_point(
     return _quarantine(Signal.METRIC, name, int(group.time_ns[i]), payload, refusal, sender)
 
 
-def refused_item(item: Item, refusal: Refusal, sender: Sender) -> rows.QuarantineRow:
-    """What is kept of a span or log record."""
-    name = values.decode_text(item.header.name)
-    payload = items.encode_single(item)
-    return _quarantine(item.header.signal, name, item.time_ns, payload, refusal, sender)
+def refused_item(group: ItemGroup, i: int, refusal: Refusal, sender: Sender) -> rows.QuarantineRow:
+    """What is kept of span or log record `i` of a scope."""
+    name = values.decode_text(group.names[i].name)
+    payload = items.encode_single(group.header, group.encoded[i])
+    time_ns = int(group.time_ns[i])
+    return _quarantine(group.header.signal, name, time_ns, payload, refusal, sender)
+
+
+def refused_event(
+    event: UsageEvent, time_ns: int, refusal: Refusal, sender: Sender
+) -> rows.QuarantineRow:
+    """What is kept of an event of the JSON API: the event, as JSON."""
+    payload = {
+        "event_id": event.event_id,
+        "tenant_id": event.tenant_id,
+        "meter": event.meter,
+        "quantity": str(event.quantity),
+        "attributes": dict(event.attributes),
+    }
+    encoded = json.dumps(payload, sort_keys=True).encode()
+    return _quarantine(Signal.EVENT, event.meter, time_ns, encoded, refusal, sender)
 
 
 def _quarantine(
@@ -59,7 +86,9 @@ def _quarantine(
     bound = (sender.bound_tenant or "").encode()
     return rows.QuarantineRow(
         # The same item, sent again, is in quarantine once.
-        event_id=identity.digest(b"quarantine", bound, payload),
+        event_id=identity.mark(
+            identity.digest(b"quarantine", bound, payload), identity.Kind.EXPLICIT
+        ),
         reason=refusal.reason,
         detail=refusal.detail,
         signal=signal,

@@ -9,13 +9,14 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from receiver.identity import ID_BYTES, Words, to_words
-from receiver.quantity import Ints
+from receiver.identity import ID_BYTES, Ids, Kind, Words, kinds_of, to_bytes, to_words
+from receiver.quantity import Ints, to_decimal128
 from receiver.usage import Pairs, Series
 
 EVENTS_KEY: Final = "events"
@@ -24,6 +25,9 @@ QUARANTINE_KEY: Final = "quarantine"
 _UUID = pa.binary(ID_BYTES)
 _MAP = pa.map_(pa.string(), pa.string())
 _TIME = pa.timestamp("ns", "UTC")
+_QUANTITY = pa.decimal128(38, 9)
+_NO_TRACE: Final = (b"", b"")
+_JOINED: Final = ("first", "second", "whole", "nano", "observations", "start_ns", "time_ns")
 _INGESTED_AT: Final = b"ingested_at_ms"
 
 _COMPRESSED: Final = pa.ipc.IpcWriteOptions(compression="lz4")
@@ -41,6 +45,8 @@ _SERIES_COLUMNS: Final = {
 }
 """Columns of a row that its series decides, in the order of `Series.encoded`."""
 
+_STREAM_PLACE: Final = list(_SERIES_COLUMNS).index("stream_id")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventColumns:
@@ -49,20 +55,53 @@ class EventColumns:
     Attributes:
         series: What each is an event of, by number.
         numbers: Each event's index into `series`.
-        ids: Identities, one after another.
-        quantity: decimal128(38, 9).
-        timestamp_ns: When.
+        first: First half of its identity.
+        second: Second half of it.
+        whole: Quantity; with `nano`, see `receiver.quantity`.
+        nano: Billionths of the quantity.
+        observations: Measurements that it stands for.
         start_ns: Begin of the time it covers.
-        traces: (trace id, span id), hexadecimal, of those that have one, by index.
+        time_ns: When.
+        total: (whole, nano) of the cumulative points that these are increases of; None: they are not.
+        attributes: Of each; None: those of its series.
+        traces: (trace id, span id) of each; None: there are none.
     """
 
     series: Sequence[Series]
     numbers: Ints
-    ids: bytes
-    quantity: pa.Array
-    timestamp_ns: Ints
+    first: Words
+    second: Words
+    whole: Ints
+    nano: Ints
+    observations: Ints
     start_ns: Ints
-    traces: dict[int, tuple[str, str]]
+    time_ns: Ints
+    total: tuple[Ints, Ints] | None = None
+    attributes: Sequence[Pairs] | None = None
+    traces: Sequence[tuple[bytes, bytes]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def take(self, mask: NDArray[np.bool_]) -> "EventColumns":
+        """The events that are True in `mask`."""
+        if mask.all():
+            return self
+        places = np.flatnonzero(mask).tolist()
+        return EventColumns(
+            series=self.series,
+            numbers=self.numbers[mask],
+            first=self.first[mask],
+            second=self.second[mask],
+            whole=self.whole[mask],
+            nano=self.nano[mask],
+            observations=self.observations[mask],
+            start_ns=self.start_ns[mask],
+            time_ns=self.time_ns[mask],
+            total=self.total and (self.total[0][mask], self.total[1][mask]),
+            attributes=self.attributes and [self.attributes[i] for i in places],
+            traces=self.traces and [self.traces[i] for i in places],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,26 +121,49 @@ class QuarantineRow:
     key_id: str
 
 
-def encode_events(columns: EventColumns, ingested_at_ms: int) -> bytes:
-    """Events -> payload of a spool entry of key `EVENTS_KEY`."""
+def encode_events(parts: Sequence[EventColumns], ingested_at_ms: int) -> bytes:
+    """Events -> payload of a spool entry of key `EVENTS_KEY`; all or none have attributes of their own."""
     series = pa.record_batch(
-        {"series": pa.array([item.encoded for item in columns.series], pa.binary())}
+        {"series": pa.array([one.encoded for part in parts for one in part.series], pa.binary())}
     )
-    count = len(columns.numbers)
+    bases = np.cumsum([0, *(len(part.series) for part in parts)])
+    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _JOINED}
+    numbers = np.concatenate(
+        [base + part.numbers for base, part in zip(bases, parts, strict=False)]
+    )
+    ids = to_bytes(joined["first"], joined["second"])
     events = {
-        "series": pa.array(columns.numbers, pa.int32()),
-        "event_id": pa.Array.from_buffers(_UUID, count, [None, pa.py_buffer(columns.ids)]),
-        "quantity": columns.quantity,
-        "timestamp": pa.array(columns.timestamp_ns).cast(_TIME),
-        "start_time": pa.array(columns.start_ns).cast(_TIME),
+        "series": pa.array(numbers, pa.int32()),
+        "event_id": pa.Array.from_buffers(_UUID, len(numbers), [None, pa.py_buffer(ids)]),
+        "quantity": to_decimal128(joined["whole"], joined["nano"]),
+        "timestamp": pa.array(joined["time_ns"]).cast(_TIME),
+        "start_time": pa.array(joined["start_ns"]).cast(_TIME),
     }
-    if columns.traces:
-        absent = ("", "")
-        pairs = [columns.traces.get(i, absent) for i in range(count)]
-        events["trace_id"] = pa.array([trace for trace, _ in pairs], pa.string())
-        events["span_id"] = pa.array([span for _, span in pairs], pa.string())
+    # What most events do not have is not written for them.
+    if (joined["observations"] != 1).any():
+        events["observations"] = pa.array(joined["observations"], pa.int64())
+    if any(part.total for part in parts):
+        events["cumulative_value"] = pa.concat_arrays([_totals(part) for part in parts])
+    if any(part.traces for part in parts):
+        pairs = [pair for part in parts for pair in part.traces or [_NO_TRACE] * len(part)]
+        events["trace_id"] = pa.array([trace.hex() for trace, _ in pairs], pa.string())
+        events["span_id"] = pa.array([span.hex() for _, span in pairs], pa.string())
+    if parts[0].attributes is not None:
+        events["attributes"] = _maps([own for part in parts for own in part.attributes or ()])
     batch = pa.record_batch(events).replace_schema_metadata({_INGESTED_AT: str(ingested_at_ms)})
     return _write(series, batch)
+
+
+def _maps(of: Sequence[Pairs]) -> pa.Array:
+    """Maps, built from flat columns: much faster than from a tuple for each pair."""
+    offsets = np.cumsum([0, *map(len, of)], dtype=np.int32)
+    keys = pa.array([name for pairs in of for name, _ in pairs], pa.string())
+    texts = pa.array([text for pairs in of for _, text in pairs], pa.string())
+    return pa.MapArray.from_arrays(pa.array(offsets), keys, texts)
+
+
+def _totals(part: EventColumns) -> pa.Array:
+    return to_decimal128(*part.total) if part.total else pa.nulls(len(part), _QUANTITY)
 
 
 def encode_quarantine(rows: Sequence[QuarantineRow], ingested_at_ms: int) -> bytes:
@@ -124,9 +186,23 @@ def encode_quarantine(rows: Sequence[QuarantineRow], ingested_at_ms: int) -> byt
     return _write(batch.replace_schema_metadata({_INGESTED_AT: str(ingested_at_ms)}))
 
 
-def ids_of(payload: bytes) -> tuple[Words, Words]:
+def ids_of(payload: bytes) -> Ids:
     """The identities in a spool entry, in either kind of payload."""
-    return words_of(_read(payload)[-1]["event_id"])
+    *series, rows = _read(payload)
+    first, second = words_of(rows["event_id"])
+    content = np.zeros(len(first), np.uint64)
+    is_explicit = kinds_of(second) == Kind.EXPLICIT
+    if series and is_explicit.any():
+        streams = [_parse_series(one)[_STREAM_PLACE] for one in series[0]["series"].to_pylist()]
+        stream_first, _ = to_words(b"".join(streams))
+        content[is_explicit] = stream_first[rows["series"].to_numpy()[is_explicit]]
+    time_ns = rows["timestamp"].cast(pa.int64()).to_numpy()
+    return Ids(first=first, second=second, time_ns=time_ns, content=content)
+
+
+def content_of(stream_id: bytes) -> int:
+    """What the row of an EXPLICIT id says, in eight bytes: see `Ids.content`."""
+    return int.from_bytes(stream_id[:8], "little")
 
 
 def words_of(column: pa.Array) -> tuple[Words, Words]:
@@ -144,12 +220,22 @@ def to_events(payloads: Sequence[bytes], batch_id: bytes) -> pa.Table:
         # The same series is in many entries of a batch: each once in the table that is spread out.
         local = [places.setdefault(one, len(places)) for one in series["series"].to_pylist()]
         numbers.append(np.array(local, np.int32)[events["series"].to_numpy()])
-        tables.append(_stamp(_with_traces(pa.Table.from_batches([events]))))
+        tables.append(_stamp(_complete(pa.Table.from_batches([events]))))
     described = _describe(places)
+    own = [table["attributes"] if "attributes" in table.schema.names else None for table in tables]
+    attributes = [
+        described["attributes"].take(pa.array(at)) if one is None else one.combine_chunks()
+        for one, at in zip(own, numbers, strict=True)
+    ]
+    tables = [
+        table if one is None else table.drop_columns("attributes")
+        for one, table in zip(own, tables, strict=True)
+    ]
     table = _one_chunk(tables, batch_id).drop_columns("series")
     rows_of = pa.array(np.concatenate(numbers))
     for name, column in described.items():
-        table = table.append_column(name, column.take(rows_of))
+        spread = pa.concat_arrays(attributes) if name == "attributes" else column.take(rows_of)
+        table = table.append_column(name, spread)
     return table
 
 
@@ -176,16 +262,27 @@ def _describe(encoded: Iterable[bytes]) -> dict[str, pa.Array]:
 
 
 @lru_cache(maxsize=20_000)
-def _parse_series(encoded: bytes) -> tuple[object, ...]:
+def _parse_series(encoded: bytes) -> tuple[Any, ...]:
     tenant, meter, dimensions, attributes, service, signal, stream, unique_key = json.loads(encoded)
     pairs = [tuple(pair) for pair in dimensions], [tuple(pair) for pair in attributes]
     return tenant, meter, *pairs, service, signal, bytes.fromhex(stream), unique_key
 
 
-def _with_traces(events: pa.Table) -> pa.Table:
-    for name in ("trace_id", "span_id"):
-        if name not in events.schema.names:
-            events = events.append_column(name, pa.repeat("", events.num_rows))
+def _complete(events: pa.Table) -> pa.Table:
+    """The columns that the entry left out, in the order of the table for every entry."""
+    left_out = {
+        "observations": pa.scalar(1, pa.int64()),
+        "cumulative_value": pa.scalar(None, _QUANTITY),
+        "trace_id": pa.scalar(""),
+        "span_id": pa.scalar(""),
+    }
+    for name, value in left_out.items():
+        if name in events.schema.names:
+            column = events[name]
+            events = events.drop_columns(name)
+        else:
+            column = pa.repeat(value, events.num_rows)
+        events = events.append_column(name, column)
     return events
 
 

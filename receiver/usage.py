@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass
-from decimal import Decimal
 from enum import StrEnum
 from functools import cached_property
 
@@ -36,6 +35,8 @@ class Reason(StrEnum):
     NO_VALUE = "no_value"
     INVALID_QUANTITY = "invalid_quantity"
     INVALID_EVENT_ID = "invalid_event_id"
+    CONFLICT = "conflict"
+    """It contradicts what was counted: another event under a used id, a counter that falls."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +48,15 @@ class Series:
         tenant_id: Who pays.
         meter: Slug.
         dimensions: What the meter groups by.
-        attributes: All attributes of the item.
+        attributes: All that its events share; those of items that come one by one are their own.
         service_name: From the resource.
         signal: Where it came from.
         stream_id: 16 bytes.
         scale: Decimal places of integer values.
         unique_key: What a unique count counts; empty: nothing.
         is_monotonic: Whether a negative value is an error.
+        is_cumulative: Whether a value is a total so far, of which the increase counts.
+        counts_measurements: Whether the quantity is the number of measurements of a point.
     """
 
     key: bytes
@@ -67,6 +70,8 @@ class Series:
     scale: int = 0
     unique_key: str = ""
     is_monotonic: bool = False
+    is_cumulative: bool = False
+    counts_measurements: bool = False
 
     @cached_property
     def encoded(self) -> bytes:
@@ -101,12 +106,12 @@ class Use:
 
     Attributes:
         series: What it shares with others.
-        quantity: How much; None: the length of the span in seconds.
+        quantity: (whole, nano), see `receiver.quantity`; None: the length of the span in seconds.
         event_id: The sender's idempotency key.
     """
 
     series: Series
-    quantity: Decimal | None
+    quantity: tuple[int, int] | None
     event_id: str | None
 
 
@@ -119,8 +124,12 @@ class Verdict(StrEnum):
     """The tail of the point has numbers in it: its metric must be parsed again (`metrics.reparse`)."""
 
 
-PointResolution = Verdict | Refusal | tuple[Series, ...]
-ItemResolution = Verdict | Refusal | tuple[Use, ...]
+Decision = Series | Refusal
+"""What a point is to one meter."""
+
+PointResolution = Verdict | tuple[Decision, ...]
+ItemResolution = Verdict | tuple[Use | Refusal, ...]
+"""Of each meter that is fed, in the order of `meters.yaml`; never empty."""
 
 
 class Streams:
@@ -128,18 +137,17 @@ class Streams:
 
     def __init__(self) -> None:
         self.series: list[Series] = []
-        self.others: list[Verdict | Refusal | tuple[int, ...]] = []
+        self.others: list[Verdict | tuple[int | Refusal, ...]] = []
 
     def number(self, resolution: PointResolution) -> int:
-        """A number for it: n >= 0 is `series[n]`, and n < 0 is `others[~n]` (tuples: of n >= 0)."""
-        if isinstance(resolution, tuple):
-            first = len(self.series)
-            self.series.extend(resolution)
-            if len(resolution) == 1:
-                return first
-            self.others.append(tuple(range(first, len(self.series))))
-        else:
+        """A number for it: n >= 0 is `series[n]`, and n < 0 is `others[~n]` (its ints: of n >= 0)."""
+        if isinstance(resolution, Verdict):
             self.others.append(resolution)
+        else:
+            parts = tuple(self._part(decision) for decision in resolution)
+            if len(parts) == 1 and isinstance(parts[0], int):
+                return parts[0]
+            self.others.append(parts)
         return ~(len(self.others) - 1)
 
     def __len__(self) -> int:
@@ -149,3 +157,9 @@ class Streams:
         """Forget everything; numbers given out before mean nothing any more."""
         self.series.clear()
         self.others.clear()
+
+    def _part(self, decision: Decision) -> int | Refusal:
+        if isinstance(decision, Refusal):
+            return decision
+        self.series.append(decision)
+        return len(self.series) - 1

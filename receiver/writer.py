@@ -7,6 +7,7 @@ and the database stores a token once: so each row is there once, in the table an
 import logging
 import secrets
 import threading
+from collections.abc import Callable
 from typing import Final
 from uuid import UUID
 
@@ -41,10 +42,19 @@ _log = logging.getLogger(__name__)
 class Writer:
     """The only reader of the spool."""
 
-    def __init__(self, spool: Spool, store: Store, clock: Clock) -> None:
+    def __init__(
+        self,
+        spool: Spool,
+        store: Store,
+        clock: Clock,
+        on_written: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """Put it together; `on_written` is told how many entries were stored since the start."""
         self._spool = spool
         self._store = store
         self._clock = clock
+        self._on_written = on_written
+        self._written_count = 0
         self._has_entries = threading.Event()
         self._has_room = threading.Event()
         self._stopping = threading.Event()
@@ -70,9 +80,11 @@ class Writer:
         """Wait a moment if more is acknowledged than the database keeps up with.
 
         So that under any load acknowledged usage is soon visible: the senders wait instead. A database
-        that fails paces nobody; then the spool fills, as it is meant to.
+        that fails paces nobody; then the spool fills, as it is meant to. Nor does a full spool: what
+        will be refused is refused at once.
         """
-        if self._spool.byte_count > BACKLOG_BYTES and self._last_error is None:
+        size = self._spool.byte_count
+        if BACKLOG_BYTES < size < self._spool.max_bytes and self._last_error is None:
             self._has_room.clear()
             self._has_room.wait(MAX_PACE_SECONDS)
 
@@ -102,6 +114,8 @@ class Writer:
             return False
         self._insert(batch)
         self._spool.drop(batch)
+        self._written_count += len(batch.entries)
+        self._on_written(self._written_count)
         self._has_room.set()
         return True
 

@@ -87,6 +87,64 @@ def metrics_request(
     return request
 
 
+@dataclass(frozen=True)
+class Data:
+    """One data point of a metric of any type.
+
+    Attributes:
+        type: gauge, sum, histogram, exponential_histogram or summary.
+        value: Of a number; of others the sum (None: there is none).
+        count: Of a distribution.
+    """
+
+    type: str
+    value: int | float | None
+    count: int = 1
+    at_ns: int = NOON
+    start_ns: int = NOON - 1_000_000_000
+    temporality: int = AGGREGATION_TEMPORALITY_DELTA
+    is_monotonic: bool = True
+    flags: int = 0
+    attributes: Mapping[str, Value] = field(default_factory=dict)
+
+
+def data_request(
+    points: Iterable[Data],
+    *,
+    name: str = "api.calls",
+    scope: str = SCOPE,
+    resource: Mapping[str, Value] | None = None,
+) -> ExportMetricsServiceRequest:
+    """An export request with a metric for each point."""
+    request = ExportMetricsServiceRequest()
+    scoped = request.resource_metrics.add()
+    scoped.resource.attributes.extend(key_values(resource or {"service.name": "shop"}))
+    metrics = scoped.scope_metrics.add()
+    metrics.scope.name = scope
+    for point in points:
+        data = getattr(metrics.metrics.add(name=name), point.type)
+        if point.type in ("sum", "histogram", "exponential_histogram"):
+            data.aggregation_temporality = point.temporality
+        if point.type == "sum":
+            data.is_monotonic = point.is_monotonic
+        made = data.data_points.add(
+            start_time_unix_nano=point.start_ns,
+            time_unix_nano=point.at_ns,
+            attributes=key_values(point.attributes),
+            flags=point.flags,
+        )
+        if point.type in ("gauge", "sum"):
+            if isinstance(point.value, int):
+                made.as_int = point.value
+            elif point.value is not None:
+                made.as_double = point.value
+        else:
+            made.count = point.count
+            if point.value is not None:
+                made.sum = point.value
+    return request
+
+
 def spans_request(
     spans: Iterable[Mapping[str, Value]],
     *,

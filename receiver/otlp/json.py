@@ -89,8 +89,8 @@ def _parse(body: bytes) -> object:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Does what the parser would do without it. But it is Python, and so the one place where the parser, which
-    # holds the interpreter from begin to end, lets the event loop answer others while it reads a large body.
+    # As the parser would do without it. But this is Python: the one place where the parser, which holds the
+    # interpreter from begin to end, lets the event loop answer others while it reads a large body.
     return dict(pairs)
 
 
@@ -149,6 +149,8 @@ def _double(value: object) -> float:
         case int():
             with suppress(OverflowError):
                 number = float(value)
+        case _:
+            pass
     if not math.isfinite(number):
         raise _ProblemError("a double", value)
     return number
@@ -173,7 +175,6 @@ def _bool(value: object) -> bytes:
 
 _INT32, _UINT32 = (-(2**31), 2**31 - 1), (0, 2**32 - 1)
 _INT64, _UINT64 = (-(2**63), 2**63 - 1), (0, 2**64 - 1)
-
 _pack_double = struct.Struct("<d").pack
 
 # Type of a field -> (wire type, JSON value -> its bytes).
@@ -266,9 +267,9 @@ def _field(field: FieldDescriptor) -> Encode:
         return _repeated(tag, message) if field.is_repeated else _sized(tag, message)
     wire, convert = _scalar(field)
     tag = _varint(field.number << 3 | wire)
+    if field.is_repeated and wire != 2:
+        return _packed_list(_varint(field.number << 3 | 2), convert)
     if field.is_repeated:
-        if wire != 2:
-            return _packed_list(_varint(field.number << 3 | 2), convert)
         return _repeated(tag, lambda value, _: convert(value))
     has_presence = field.has_presence
     if wire == 2:

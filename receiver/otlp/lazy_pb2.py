@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18receiver/otlp/lazy.proto\x12\x12otel_metering.lazy\"O\n\x0eMetricsRequest\x12=\n\x10resource_metrics\x18\x01 \x03(\x0b\x32#.otel_metering.lazy.ResourceMetrics\"\\\n\x0fResourceMetrics\x12\x10\n\x08resource\x18\x01 \x01(\x0c\x12\x37\n\rscope_metrics\x18\x02 \x03(\x0b\x32 .otel_metering.lazy.ScopeMetrics\"J\n\x0cScopeMetrics\x12\r\n\x05scope\x18\x01 \x01(\x0c\x12+\n\x07metrics\x18\x02 \x03(\x0b\x32\x1a.otel_metering.lazy.Metric\"\xa1\x02\n\x06Metric\x12\x0c\n\x04name\x18\x01 \x01(\x0c\x12\x0c\n\x04unit\x18\x03 \x01(\x0c\x12+\n\x05gauge\x18\x05 \x01(\x0b\x32\x1a.otel_metering.lazy.PointsH\x00\x12)\n\x03sum\x18\x07 \x01(\x0b\x32\x1a.otel_metering.lazy.PointsH\x00\x12/\n\thistogram\x18\t \x01(\x0b\x32\x1a.otel_metering.lazy.PointsH\x00\x12;\n\x15\x65xponential_histogram\x18\n \x01(\x0b\x32\x1a.otel_metering.lazy.PointsH\x00\x12-\n\x07summary\x18\x0b \x01(\x0b\x32\x1a.otel_metering.lazy.PointsH\x00\x42\x06\n\x04\x64\x61ta\"T\n\x06Points\x12\x13\n\x0b\x64\x61ta_points\x18\x01 \x03(\x0c\x12\x1f\n\x17\x61ggregation_temporality\x18\x02 \x01(\x05\x12\x14\n\x0cis_monotonic\x18\x03 \x01(\x08\"\x9a\x01\n\x0fNumberDataPoint\x12\x1c\n\x14start_time_unix_nano\x18\x02 \x01(\x06\x12\x16\n\x0etime_unix_nano\x18\x03 \x01(\x06\x12\x13\n\tas_double\x18\x04 \x01(\x01H\x00\x12\x10\n\x06\x61s_int\x18\x06 \x01(\x10H\x00\x12\x12\n\nattributes\x18\x07 \x03(\x0c\x12\r\n\x05\x66lags\x18\x08 \x01(\rB\x07\n\x05value\"m\n\x12HistogramDataPoint\x12\x1c\n\x14start_time_unix_nano\x18\x02 \x01(\x06\x12\x16\n\x0etime_unix_nano\x18\x03 \x01(\x06\x12\x12\n\nattributes\x18\t \x03(\x0c\x12\r\n\x05\x66lags\x18\n \x01(\r\"x\n\x1d\x45xponentialHistogramDataPoint\x12\x12\n\nattributes\x18\x01 \x03(\x0c\x12\x1c\n\x14start_time_unix_nano\x18\x02 \x01(\x06\x12\x16\n\x0etime_unix_nano\x18\x03 \x01(\x06\x12\r\n\x05\x66lags\x18\n \x01(\r\"I\n\x0cTraceRequest\x12\x39\n\x0eresource_spans\x18\x01 \x03(\x0b\x32!.otel_metering.lazy.ResourceSpans\"V\n\rResourceSpans\x12\x10\n\x08resource\x18\x01 \x01(\x0c\x12\x33\n\x0bscope_spans\x18\x02 \x03(\x0b\x32\x1e.otel_metering.lazy.ScopeSpans\"*\n\nScopeSpans\x12\r\n\x05scope\x18\x01 \x01(\x0c\x12\r\n\x05spans\x18\x02 \x03(\x0c\"\x93\x01\n\x04Span\x12\x10\n\x08trace_id\x18\x01 \x01(\x0c\x12\x0f\n\x07span_id\x18\x02 \x01(\x0c\x12\x0c\n\x04name\x18\x05 \x01(\x0c\x12\x0c\n\x04kind\x18\x06 \x01(\x05\x12\x1c\n\x14start_time_unix_nano\x18\x07 \x01(\x06\x12\x1a\n\x12\x65nd_time_unix_nano\x18\x08 \x01(\x06\x12\x12\n\nattributes\x18\t \x03(\x0c\"F\n\x0bLogsRequest\x12\x37\n\rresource_logs\x18\x01 \x03(\x0b\x32 .otel_metering.lazy.ResourceLogs\"S\n\x0cResourceLogs\x12\x10\n\x08resource\x18\x01 \x01(\x0c\x12\x31\n\nscope_logs\x18\x02 \x03(\x0b\x32\x1d.otel_metering.lazy.ScopeLogs\"/\n\tScopeLogs\x12\r\n\x05scope\x18\x01 \x01(\x0c\x12\x13\n\x0blog_records\x18\x02 \x03(\x0c\"\x9d\x01\n\tLogRecord\x12\x16\n\x0etime_unix_nano\x18\x01 \x01(\x06\x12\x0c\n\x04\x62ody\x18\x05 \x01(\x0c\x12\x12\n\nattributes\x18\x06 \x03(\x0c\x12\x10\n\x08trace_id\x18\t \x01(\x0c\x12\x0f\n\x07span_id\x18\n \x01(\x0c\x12\x1f\n\x17observed_time_unix_nano\x18\x0b \x01(\x06\x12\x12\n\nevent_name\x18\x0c \x01(\x0c\"\x1e\n\x08Resource\x12\x12\n\nattributes\x18\x01 \x03(\x0c\":\n\x05Scope\x12\x0c\n\x04name\x18\x01 \x01(\x0c\x12\x0f\n\x07version\x18\x02 \x01(\x0c\x12\x12\n\nattributes\x18\x03 \x03(\x0c\"&\n\x08KeyValue\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05value\x18\x02 \x01(\x0c\"\xb4\x01\n\x08\x41nyValue\x12\x16\n\x0cstring_value\x18\x01 \x01(\x0cH\x00\x12\x14\n\nbool_value\x18\x02 \x01(\x08H\x00\x12\x13\n\tint_value\x18\x03 \x01(\x03H\x00\x12\x16\n\x0c\x64ouble_value\x18\x04 \x01(\x01H\x00\x12\x15\n\x0b\x61rray_value\x18\x05 \x01(\x0cH\x00\x12\x16\n\x0ckvlist_value\x18\x06 \x01(\x0cH\x00\x12\x15\n\x0b\x62ytes_value\x18\x07 \x01(\x0cH\x00\x42\x07\n\x05value\"\x1b\n\tValueList\x12\x0e\n\x06values\x18\x01 \x03(\x0c\"R\n\x13ResponseWithMessage\x12;\n\x0fpartial_success\x18\x01 \x01(\x0b\x32\".otel_metering.lazy.PartialSuccess\"9\n\x0ePartialSuccess\x12\x10\n\x08rejected\x18\x01 \x01(\x03\x12\x15\n\rerror_message\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18receiver/otlp/lazy.proto\x12\x12otel_metering.lazy\"O\n\x0eMetricsRequest\x12=\n\x10resource_metrics\x18\x01 \x03(\x0b\x32#.otel_metering.lazy.ResourceMetrics\"\\\n\x0fResourceMetrics\x12\x10\n\x08resource\x18\x01 \x01(\x0c\x12\x37\n\rscope_metrics\x18\x02 \x03(\x0b\x32 .otel_metering.lazy.ScopeMetrics\"J\n\x0cScopeMetrics\x12\r\n\x05scope\x18\x01 \x01(\x0c\x12+\n\x07metrics\x18\x02 \x03(\x0b\x32\x1a.otel_metering.lazy.Metric\"\xa1\x02\n\x06Metric\x12\x0c\n\x04name\x18\x01 \x01(\x0c\x12\x0c\n\x04unit\x18\x03 \x01(\x0c\x12+\n\x05gauge\x18\x05 \x01(\x0b\x32\x1a.otel_metering.lazy.PointsH\x00\x12)\n\x03sum\x18\x07 \x01(\x0b\x32\x1a.otel_metering.lazy.PointsH\x00\x12/\n\thistogram\x18\t \x01(\x0b\x32\x1a.otel_metering.lazy.PointsH\x00\x12;\n\x15\x65xponential_histogram\x18\n \x01(\x0b\x32\x1a.otel_metering.lazy.PointsH\x00\x12-\n\x07summary\x18\x0b \x01(\x0b\x32\x1a.otel_metering.lazy.PointsH\x00\x42\x06\n\x04\x64\x61ta\"T\n\x06Points\x12\x13\n\x0b\x64\x61ta_points\x18\x01 \x03(\x0c\x12\x1f\n\x17\x61ggregation_temporality\x18\x02 \x01(\x05\x12\x14\n\x0cis_monotonic\x18\x03 \x01(\x08\"\x9a\x01\n\x0fNumberDataPoint\x12\x1c\n\x14start_time_unix_nano\x18\x02 \x01(\x06\x12\x16\n\x0etime_unix_nano\x18\x03 \x01(\x06\x12\x13\n\tas_double\x18\x04 \x01(\x01H\x00\x12\x10\n\x06\x61s_int\x18\x06 \x01(\x10H\x00\x12\x12\n\nattributes\x18\x07 \x03(\x0c\x12\r\n\x05\x66lags\x18\x08 \x01(\rB\x07\n\x05value\"\x96\x01\n\x12HistogramDataPoint\x12\x1c\n\x14start_time_unix_nano\x18\x02 \x01(\x06\x12\x16\n\x0etime_unix_nano\x18\x03 \x01(\x06\x12\r\n\x05\x63ount\x18\x04 \x01(\x06\x12\x10\n\x03sum\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\nattributes\x18\t \x03(\x0c\x12\r\n\x05\x66lags\x18\n \x01(\rB\x06\n\x04_sum\"\xa1\x01\n\x1d\x45xponentialHistogramDataPoint\x12\x12\n\nattributes\x18\x01 \x03(\x0c\x12\x1c\n\x14start_time_unix_nano\x18\x02 \x01(\x06\x12\x16\n\x0etime_unix_nano\x18\x03 \x01(\x06\x12\r\n\x05\x63ount\x18\x04 \x01(\x06\x12\x10\n\x03sum\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05\x66lags\x18\n \x01(\rB\x06\n\x04_sum\"\x87\x01\n\x10SummaryDataPoint\x12\x1c\n\x14start_time_unix_nano\x18\x02 \x01(\x06\x12\x16\n\x0etime_unix_nano\x18\x03 \x01(\x06\x12\r\n\x05\x63ount\x18\x04 \x01(\x06\x12\x0b\n\x03sum\x18\x05 \x01(\x01\x12\x12\n\nattributes\x18\x07 \x03(\x0c\x12\r\n\x05\x66lags\x18\x08 \x01(\r\"I\n\x0cTraceRequest\x12\x39\n\x0eresource_spans\x18\x01 \x03(\x0b\x32!.otel_metering.lazy.ResourceSpans\"V\n\rResourceSpans\x12\x10\n\x08resource\x18\x01 \x01(\x0c\x12\x33\n\x0bscope_spans\x18\x02 \x03(\x0b\x32\x1e.otel_metering.lazy.ScopeSpans\"*\n\nScopeSpans\x12\r\n\x05scope\x18\x01 \x01(\x0c\x12\r\n\x05spans\x18\x02 \x03(\x0c\"\x93\x01\n\x04Span\x12\x10\n\x08trace_id\x18\x01 \x01(\x0c\x12\x0f\n\x07span_id\x18\x02 \x01(\x0c\x12\x0c\n\x04name\x18\x05 \x01(\x0c\x12\x0c\n\x04kind\x18\x06 \x01(\x05\x12\x1c\n\x14start_time_unix_nano\x18\x07 \x01(\x06\x12\x1a\n\x12\x65nd_time_unix_nano\x18\x08 \x01(\x06\x12\x12\n\nattributes\x18\t \x03(\x0c\"F\n\x0bLogsRequest\x12\x37\n\rresource_logs\x18\x01 \x03(\x0b\x32 .otel_metering.lazy.ResourceLogs\"S\n\x0cResourceLogs\x12\x10\n\x08resource\x18\x01 \x01(\x0c\x12\x31\n\nscope_logs\x18\x02 \x03(\x0b\x32\x1d.otel_metering.lazy.ScopeLogs\"/\n\tScopeLogs\x12\r\n\x05scope\x18\x01 \x01(\x0c\x12\x13\n\x0blog_records\x18\x02 \x03(\x0c\"\x9d\x01\n\tLogRecord\x12\x16\n\x0etime_unix_nano\x18\x01 \x01(\x06\x12\x0c\n\x04\x62ody\x18\x05 \x01(\x0c\x12\x12\n\nattributes\x18\x06 \x03(\x0c\x12\x10\n\x08trace_id\x18\t \x01(\x0c\x12\x0f\n\x07span_id\x18\n \x01(\x0c\x12\x1f\n\x17observed_time_unix_nano\x18\x0b \x01(\x06\x12\x12\n\nevent_name\x18\x0c \x01(\x0c\"\x1e\n\x08Resource\x12\x12\n\nattributes\x18\x01 \x03(\x0c\":\n\x05Scope\x12\x0c\n\x04name\x18\x01 \x01(\x0c\x12\x0f\n\x07version\x18\x02 \x01(\x0c\x12\x12\n\nattributes\x18\x03 \x03(\x0c\"&\n\x08KeyValue\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05value\x18\x02 \x01(\x0c\"\xb4\x01\n\x08\x41nyValue\x12\x16\n\x0cstring_value\x18\x01 \x01(\x0cH\x00\x12\x14\n\nbool_value\x18\x02 \x01(\x08H\x00\x12\x13\n\tint_value\x18\x03 \x01(\x03H\x00\x12\x16\n\x0c\x64ouble_value\x18\x04 \x01(\x01H\x00\x12\x15\n\x0b\x61rray_value\x18\x05 \x01(\x0cH\x00\x12\x16\n\x0ckvlist_value\x18\x06 \x01(\x0cH\x00\x12\x15\n\x0b\x62ytes_value\x18\x07 \x01(\x0cH\x00\x42\x07\n\x05value\"\x1b\n\tValueList\x12\x0e\n\x06values\x18\x01 \x03(\x0c\"R\n\x13ResponseWithMessage\x12;\n\x0fpartial_success\x18\x01 \x01(\x0b\x32\".otel_metering.lazy.PartialSuccess\"9\n\x0ePartialSuccess\x12\x10\n\x08rejected\x18\x01 \x01(\x03\x12\x15\n\rerror_message\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,38 +43,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_POINTS']._serialized_end=675
   _globals['_NUMBERDATAPOINT']._serialized_start=678
   _globals['_NUMBERDATAPOINT']._serialized_end=832
-  _globals['_HISTOGRAMDATAPOINT']._serialized_start=834
-  _globals['_HISTOGRAMDATAPOINT']._serialized_end=943
-  _globals['_EXPONENTIALHISTOGRAMDATAPOINT']._serialized_start=945
-  _globals['_EXPONENTIALHISTOGRAMDATAPOINT']._serialized_end=1065
-  _globals['_TRACEREQUEST']._serialized_start=1067
-  _globals['_TRACEREQUEST']._serialized_end=1140
-  _globals['_RESOURCESPANS']._serialized_start=1142
-  _globals['_RESOURCESPANS']._serialized_end=1228
-  _globals['_SCOPESPANS']._serialized_start=1230
-  _globals['_SCOPESPANS']._serialized_end=1272
-  _globals['_SPAN']._serialized_start=1275
-  _globals['_SPAN']._serialized_end=1422
-  _globals['_LOGSREQUEST']._serialized_start=1424
-  _globals['_LOGSREQUEST']._serialized_end=1494
-  _globals['_RESOURCELOGS']._serialized_start=1496
-  _globals['_RESOURCELOGS']._serialized_end=1579
-  _globals['_SCOPELOGS']._serialized_start=1581
-  _globals['_SCOPELOGS']._serialized_end=1628
-  _globals['_LOGRECORD']._serialized_start=1631
-  _globals['_LOGRECORD']._serialized_end=1788
-  _globals['_RESOURCE']._serialized_start=1790
-  _globals['_RESOURCE']._serialized_end=1820
-  _globals['_SCOPE']._serialized_start=1822
-  _globals['_SCOPE']._serialized_end=1880
-  _globals['_KEYVALUE']._serialized_start=1882
-  _globals['_KEYVALUE']._serialized_end=1920
-  _globals['_ANYVALUE']._serialized_start=1923
-  _globals['_ANYVALUE']._serialized_end=2103
-  _globals['_VALUELIST']._serialized_start=2105
-  _globals['_VALUELIST']._serialized_end=2132
-  _globals['_RESPONSEWITHMESSAGE']._serialized_start=2134
-  _globals['_RESPONSEWITHMESSAGE']._serialized_end=2216
-  _globals['_PARTIALSUCCESS']._serialized_start=2218
-  _globals['_PARTIALSUCCESS']._serialized_end=2275
+  _globals['_HISTOGRAMDATAPOINT']._serialized_start=835
+  _globals['_HISTOGRAMDATAPOINT']._serialized_end=985
+  _globals['_EXPONENTIALHISTOGRAMDATAPOINT']._serialized_start=988
+  _globals['_EXPONENTIALHISTOGRAMDATAPOINT']._serialized_end=1149
+  _globals['_SUMMARYDATAPOINT']._serialized_start=1152
+  _globals['_SUMMARYDATAPOINT']._serialized_end=1287
+  _globals['_TRACEREQUEST']._serialized_start=1289
+  _globals['_TRACEREQUEST']._serialized_end=1362
+  _globals['_RESOURCESPANS']._serialized_start=1364
+  _globals['_RESOURCESPANS']._serialized_end=1450
+  _globals['_SCOPESPANS']._serialized_start=1452
+  _globals['_SCOPESPANS']._serialized_end=1494
+  _globals['_SPAN']._serialized_start=1497
+  _globals['_SPAN']._serialized_end=1644
+  _globals['_LOGSREQUEST']._serialized_start=1646
+  _globals['_LOGSREQUEST']._serialized_end=1716
+  _globals['_RESOURCELOGS']._serialized_start=1718
+  _globals['_RESOURCELOGS']._serialized_end=1801
+  _globals['_SCOPELOGS']._serialized_start=1803
+  _globals['_SCOPELOGS']._serialized_end=1850
+  _globals['_LOGRECORD']._serialized_start=1853
+  _globals['_LOGRECORD']._serialized_end=2010
+  _globals['_RESOURCE']._serialized_start=2012
+  _globals['_RESOURCE']._serialized_end=2042
+  _globals['_SCOPE']._serialized_start=2044
+  _globals['_SCOPE']._serialized_end=2102
+  _globals['_KEYVALUE']._serialized_start=2104
+  _globals['_KEYVALUE']._serialized_end=2142
+  _globals['_ANYVALUE']._serialized_start=2145
+  _globals['_ANYVALUE']._serialized_end=2325
+  _globals['_VALUELIST']._serialized_start=2327
+  _globals['_VALUELIST']._serialized_end=2354
+  _globals['_RESPONSEWITHMESSAGE']._serialized_start=2356
+  _globals['_RESPONSEWITHMESSAGE']._serialized_end=2438
+  _globals['_PARTIALSUCCESS']._serialized_start=2440
+  _globals['_PARTIALSUCCESS']._serialized_end=2497
 # @@protoc_insertion_point(module_scope)

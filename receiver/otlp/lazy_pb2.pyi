@@ -73,28 +73,52 @@ class NumberDataPoint(_message.Message):
     def __init__(self, start_time_unix_nano: _Optional[int] = ..., time_unix_nano: _Optional[int] = ..., as_double: _Optional[float] = ..., as_int: _Optional[int] = ..., attributes: _Optional[_Iterable[bytes]] = ..., flags: _Optional[int] = ...) -> None: ...
 
 class HistogramDataPoint(_message.Message):
-    __slots__ = ("start_time_unix_nano", "time_unix_nano", "attributes", "flags")
+    __slots__ = ("start_time_unix_nano", "time_unix_nano", "count", "sum", "attributes", "flags")
     START_TIME_UNIX_NANO_FIELD_NUMBER: _ClassVar[int]
     TIME_UNIX_NANO_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    SUM_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     FLAGS_FIELD_NUMBER: _ClassVar[int]
     start_time_unix_nano: int
     time_unix_nano: int
+    count: int
+    sum: float
     attributes: _containers.RepeatedScalarFieldContainer[bytes]
     flags: int
-    def __init__(self, start_time_unix_nano: _Optional[int] = ..., time_unix_nano: _Optional[int] = ..., attributes: _Optional[_Iterable[bytes]] = ..., flags: _Optional[int] = ...) -> None: ...
+    def __init__(self, start_time_unix_nano: _Optional[int] = ..., time_unix_nano: _Optional[int] = ..., count: _Optional[int] = ..., sum: _Optional[float] = ..., attributes: _Optional[_Iterable[bytes]] = ..., flags: _Optional[int] = ...) -> None: ...
 
 class ExponentialHistogramDataPoint(_message.Message):
-    __slots__ = ("attributes", "start_time_unix_nano", "time_unix_nano", "flags")
+    __slots__ = ("attributes", "start_time_unix_nano", "time_unix_nano", "count", "sum", "flags")
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     START_TIME_UNIX_NANO_FIELD_NUMBER: _ClassVar[int]
     TIME_UNIX_NANO_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    SUM_FIELD_NUMBER: _ClassVar[int]
     FLAGS_FIELD_NUMBER: _ClassVar[int]
     attributes: _containers.RepeatedScalarFieldContainer[bytes]
     start_time_unix_nano: int
     time_unix_nano: int
+    count: int
+    sum: float
     flags: int
-    def __init__(self, attributes: _Optional[_Iterable[bytes]] = ..., start_time_unix_nano: _Optional[int] = ..., time_unix_nano: _Optional[int] = ..., flags: _Optional[int] = ...) -> None: ...
+    def __init__(self, attributes: _Optional[_Iterable[bytes]] = ..., start_time_unix_nano: _Optional[int] = ..., time_unix_nano: _Optional[int] = ..., count: _Optional[int] = ..., sum: _Optional[float] = ..., flags: _Optional[int] = ...) -> None: ...
+
+class SummaryDataPoint(_message.Message):
+    __slots__ = ("start_time_unix_nano", "time_unix_nano", "count", "sum", "attributes", "flags")
+    START_TIME_UNIX_NANO_FIELD_NUMBER: _ClassVar[int]
+    TIME_UNIX_NANO_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    SUM_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    FLAGS_FIELD_NUMBER: _ClassVar[int]
+    start_time_unix_nano: int
+    time_unix_nano: int
+    count: int
+    sum: float
+    attributes: _containers.RepeatedScalarFieldContainer[bytes]
+    flags: int
+    def __init__(self, start_time_unix_nano: _Optional[int] = ..., time_unix_nano: _Optional[int] = ..., count: _Optional[int] = ..., sum: _Optional[float] = ..., attributes: _Optional[_Iterable[bytes]] = ..., flags: _Optional[int] = ...) -> None: ...
 
 class TraceRequest(_message.Message):
     __slots__ = ("resource_spans",)

@@ -1,4 +1,4 @@
-"""ExportMetricsServiceRequest -> columns of number points, one group for each metric in it.
+"""ExportMetricsServiceRequest -> columns of points, one group for each metric in it.
 
 Rules that live here: which bytes of a point are its numbers, and which its attributes.
 
@@ -80,11 +80,13 @@ class PointGroup:
         header: What they share.
         points: Each point, encoded.
         tails: What identifies each point's attributes and flags: an encoded NumberDataPoint
-            without its numbers (other types: the whole point).
+            without its numbers.
         start_ns: StartTimeUnixNano; 0: unknown.
         time_ns: TimeUnixNano; 0: missing.
-        bits: The value: an int64, or the bits of a double.
+        bits: The value: an int64, or the bits of a double; of histograms and summaries their sum.
         kinds: INT, DOUBLE or NO_VALUE.
+        counts: How many measurements each point stands for; None: they are numbers, one each.
+            Counts beyond an int64 are negative here.
     """
 
     header: MetricHeader
@@ -94,6 +96,7 @@ class PointGroup:
     time_ns: NDArray[np.uint64]
     bits: NDArray[np.int64]
     kinds: NDArray[np.uint8]
+    counts: NDArray[np.int64] | None = None
 
 
 def decode_metrics(body: bytes) -> list[PointGroup]:
@@ -171,8 +174,9 @@ def _metrics(request: lazy.MetricsRequest) -> Iterator[tuple[MetricHeader, list[
 
 
 def _decode_group(header: MetricHeader, points: list[bytes]) -> PointGroup:
-    if header.type not in (MetricType.SUM, MetricType.GAUGE):
-        return _without_numbers(header, points)
+    parser = _DISTRIBUTIONS.get(header.type)
+    if parser is not None:
+        return _parse_distributions(header, points, parser)
     heads = b"".join([point[: _HEAD.itemsize] for point in points])
     if len(heads) == _HEAD.itemsize * len(points):
         columns = np.frombuffer(heads, _HEAD)
@@ -215,29 +219,31 @@ def _parse_numbers(header: MetricHeader, points: list[bytes]) -> PointGroup:
     return PointGroup(header, points, tails, start, time, bits, kinds)
 
 
-def _without_numbers(header: MetricHeader, points: list[bytes]) -> PointGroup:
+_Distribution = lazy.HistogramDataPoint | lazy.ExponentialHistogramDataPoint | lazy.SummaryDataPoint
+_DISTRIBUTIONS: Final[dict[MetricType, type[_Distribution]]] = {
+    MetricType.HISTOGRAM: lazy.HistogramDataPoint,
+    MetricType.EXPONENTIAL_HISTOGRAM: lazy.ExponentialHistogramDataPoint,
+    MetricType.SUMMARY: lazy.SummaryDataPoint,
+}
+
+
+def _parse_distributions(
+    header: MetricHeader, points: list[bytes], parser: type[_Distribution]
+) -> PointGroup:
     count = len(points)
     start, time = np.zeros(count, np.uint64), np.zeros(count, np.uint64)
+    sums, kinds = np.zeros(count, np.float64), np.full(count, DOUBLE, np.uint8)
+    counts = np.zeros(count, np.uint64)
     tails = []
     for i, encoded in enumerate(points):
-        point: lazy.HistogramDataPoint | lazy.ExponentialHistogramDataPoint | lazy.NumberDataPoint
-        match header.type:
-            case MetricType.HISTOGRAM:
-                point = lazy.HistogramDataPoint.FromString(encoded)
-            case MetricType.EXPONENTIAL_HISTOGRAM:
-                point = lazy.ExponentialHistogramDataPoint.FromString(encoded)
-            case _:
-                point = lazy.NumberDataPoint.FromString(encoded)
+        point = parser.FromString(encoded)
         start[i], time[i] = point.start_time_unix_nano, point.time_unix_nano
+        counts[i], sums[i] = point.count, point.sum
+        if not isinstance(point, lazy.SummaryDataPoint) and not point.HasField("sum"):
+            kinds[i] = NO_VALUE
         tails.append(
             lazy.NumberDataPoint(attributes=point.attributes, flags=point.flags).SerializeToString()
         )
     return PointGroup(
-        header,
-        points,
-        tails,
-        start,
-        time,
-        np.zeros(count, np.int64),
-        np.full(count, NO_VALUE, np.uint8),
+        header, points, tails, start, time, sums.view(np.int64), kinds, counts.view(np.int64)
     )

@@ -6,9 +6,10 @@ shown as U+FFFD and kept apart in the identity; it never fails a request (Go sen
 
 import base64
 import json
+import operator
 import struct
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 from google.protobuf.message import DecodeError
 
@@ -18,24 +19,70 @@ from receiver.otlp import lazy_pb2 as lazy
 MAX_DEPTH: Final = 32
 """Nesting of arrays and maps that is looked into; deeper values stay opaque bytes."""
 
-Attributes = Mapping[bytes, bytes]
-"""Key (UTF-8) -> encoded AnyValue."""
 
+class Attribute(NamedTuple):
+    """One attribute, in the forms that rules ask for.
 
-def parse_attributes(encoded: Iterable[bytes]) -> dict[bytes, bytes]:
-    """Encoded KeyValues -> attributes; of a repeated key the last one.
-
-    Raises:
-        MalformedPayloadError: One is not a KeyValue.
+    Attributes:
+        key: Name, as sent.
+        name: Name as text.
+        text: Value as people read it, see `text_of`.
+        value: Encoded AnyValue.
+        canonical: Key and value, the same bytes for the same typed attribute.
     """
-    attributes: dict[bytes, bytes] = {}
-    try:
-        for item in encoded:
-            pair = lazy.KeyValue.FromString(item)
-            attributes[pair.key] = pair.value
-    except DecodeError as error:
-        raise MalformedPayloadError("an attribute is not a KeyValue message") from error
-    return attributes
+
+    key: bytes
+    name: str
+    text: str
+    value: bytes
+    canonical: bytes
+
+
+Attributes = Mapping[bytes, Attribute]
+"""By key."""
+
+
+class Parser:
+    """Parses attributes, and knows those again that it saw before: most come with every item."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Attribute] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def clear(self) -> None:
+        """Forget what was seen."""
+        self._known.clear()
+
+    def attributes(self, encoded: Iterable[bytes]) -> dict[bytes, Attribute]:
+        """Encoded KeyValues -> attributes, sorted by key; of a repeated key the last one.
+
+        Raises:
+            MalformedPayloadError: One is not a KeyValue.
+        """
+        known = self._known
+        found = [known.get(one) or self._parse(one) for one in encoded]
+        found.sort(key=_KEY)
+        return {one.key: one for one in found}
+
+    def _parse(self, encoded: bytes) -> Attribute:
+        try:
+            pair = lazy.KeyValue.FromString(encoded)
+        except DecodeError as error:
+            raise MalformedPayloadError("an attribute is not a KeyValue message") from error
+        attribute = Attribute(
+            pair.key,
+            decode_text(pair.key),
+            text_of(pair.value),
+            pair.value,
+            _sized(pair.key) + _sized(_canonical_value(pair.value, 0)),
+        )
+        self._known[encoded] = attribute
+        return attribute
+
+
+_KEY: Final = operator.itemgetter(0)
 
 
 def text_of(value: bytes) -> str:
@@ -61,14 +108,8 @@ def number_of(value: bytes) -> int | float | str | None:
 
 
 def canonical(attributes: Attributes) -> bytes:
-    """The same bytes for the same set of typed attributes, and other bytes for any other set.
-
-    Raises:
-        MalformedPayloadError: A value is not an AnyValue.
-    """
-    return b"".join(
-        _sized(key) + _sized(_canonical_value(attributes[key], 0)) for key in sorted(attributes)
-    )
+    """The same bytes for the same set of typed attributes (sorted by key), other bytes for any other."""
+    return b"".join([one.canonical for one in attributes.values()])
 
 
 def decode_text(raw: bytes) -> str:
@@ -95,6 +136,14 @@ def _list(value: bytes) -> list[bytes]:
         raise MalformedPayloadError("an attribute value is not a list of values") from error
 
 
+def _pairs(value: bytes) -> dict[bytes, bytes]:
+    try:
+        parsed = [lazy.KeyValue.FromString(item) for item in _list(value)]
+    except DecodeError as error:
+        raise MalformedPayloadError("an attribute value is not a list of KeyValues") from error
+    return {pair.key: pair.value for pair in parsed}
+
+
 def _plain(value: bytes, depth: int) -> str | int | float | bool | list[object] | dict[str, object]:
     message, kind = _any_value(value)
     match kind:
@@ -113,7 +162,7 @@ def _plain(value: bytes, depth: int) -> str | int | float | bool | list[object] 
         case "kvlist_value" if depth < MAX_DEPTH:
             return {
                 decode_text(key): _plain(item, depth + 1)
-                for key, item in parse_attributes(_list(message.kvlist_value)).items()
+                for key, item in _pairs(message.kvlist_value).items()
             }
         case None:
             return ""
@@ -139,7 +188,7 @@ def _canonical_value(value: bytes, depth: int) -> bytes:
                 _sized(_canonical_value(item, depth + 1)) for item in _list(message.array_value)
             )
         case "kvlist_value" if depth < MAX_DEPTH:
-            pairs = parse_attributes(_list(message.kvlist_value))
+            pairs = _pairs(message.kvlist_value)
             return b"m" + b"".join(
                 _sized(key) + _sized(_canonical_value(pairs[key], depth + 1))
                 for key in sorted(pairs)

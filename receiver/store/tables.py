@@ -5,6 +5,7 @@ from typing import Final
 DATABASE: Final = "metering"
 EVENTS: Final = "metering.events"
 QUARANTINE: Final = "metering.quarantine"
+EXPLICIT_IDS: Final = "metering.explicit_ids"
 API_KEYS: Final = "metering.api_keys"
 MIGRATIONS: Final = "metering.migrations"
 

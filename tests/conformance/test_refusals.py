@@ -17,7 +17,7 @@ from otel_metering.errors import InvalidUsageError, SpoolFullError, UnavailableE
 from receiver import errors
 from receiver.admit import Outcome
 from receiver.cors import Cors
-from receiver.grpc_server import GrpcServer, Limits
+from receiver.grpc_server import ConnectionLimits, GrpcServer
 from receiver.health import CHECK, Health
 from receiver.http_server import HttpApp
 from receiver.ingest import Ingest, Work
@@ -87,7 +87,9 @@ def over_grpc(
         server = GrpcServer(
             cast(Ingest, Pipeline(error)),
             cast(ApiKeys, keys or Keys()),
-            limits=Limits(request_bytes=1000, streams=10, age_seconds=0, age_grace_seconds=1),
+            limits=ConnectionLimits(
+                request_bytes=1000, streams=10, age_seconds=0, age_grace_seconds=1
+            ),
             tls=None,
             is_healthy=lambda: True,
         )

@@ -1,22 +1,24 @@
 """Requests are acknowledged when they are durable; what cannot be is refused so that it is sent again."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from otel_metering.clock import SystemClock
-from otel_metering.contract.meter import Meters, Signal
+from otel_metering.contract.meter import Aggregation, MeterDefinition, Meters, Signal, parse_meters
 from otel_metering.errors import UnavailableError
 from otel_metering.spool import Spool, open_spool
 from receiver.admit import Outcome
-from receiver.errors import MalformedPayloadError
-from receiver.identity import SeenIds
-from receiver.ingest import Ingest, Work
+from receiver.errors import MalformedPayloadError, RateLimitedError
+from receiver.identity import Ids
+from receiver.ingest import Ingest, Limits, Work
 from receiver.metering import Metering
+from receiver.seen import SeenIds
 from receiver.usage import Sender
-from tests.otlp import Point, metrics_request
+from tests.otlp import NOON, Data, Point, data_request, metrics_request
 
 SENDER = Sender(key_id="k", bound_tenant=None)
 
@@ -37,14 +39,17 @@ def ingest(spool: Spool) -> Iterator[Ingest]:
 
 
 def ingest_into(
-    spool: Spool, max_queue_bytes: int = 10**6, metering: Metering | None = None
+    spool: Spool,
+    max_queue_bytes: int = 10**6,
+    metering: Metering | None = None,
+    **limits: int,
 ) -> Ingest:
     return Ingest(
         metering=metering or Metering(Meters()),
         seen=SeenIds(),
         spool=spool,
         clock=SystemClock(),
-        max_queue_bytes=max_queue_bytes,
+        limits=Limits(max_queue_bytes=max_queue_bytes, **limits),
         pace=lambda: None,
         on_commit=lambda: None,
     )
@@ -122,6 +127,21 @@ def test_a_request_that_meets_a_bug_is_unavailable_and_its_neighbours_are_stored
     ingest.stop()
 
 
+def test_another_metering_decides_from_the_next_request_on(ingest: Ingest, spool: Spool) -> None:
+    nobodys = Work(
+        sender=SENDER,
+        signal=Signal.METRIC,
+        body=metrics_request([Point("tenant_a", 1)], scope="x").SerializeToString(),
+    )
+    meters = parse_meters({"meters": [{"slug": "m", "source": {"signal": "metric"}}]})
+
+    before = outcome(ingest.submit(nobodys))
+    ingest.replace_metering(Metering(meters))
+    after = outcome(ingest.submit(nobodys))
+
+    assert (before.accepted, after.accepted) == (0, 1)
+
+
 def test_a_full_queue_refuses_at_once(spool: Spool) -> None:
     ingest = ingest_into(spool, max_queue_bytes=len(work().body) + 1)
     first = ingest.submit(work())
@@ -157,7 +177,7 @@ def test_a_sender_that_goes_away_changes_nothing(ingest: Ingest) -> None:
 class Forgetful(SeenIds):
     """Memory that fails once, after the spool has what it should remember."""
 
-    def add(self, *ids: object) -> None:
+    def add(self, *ids: object, **how: object) -> None:
         raise MemoryError
 
 
@@ -172,4 +192,80 @@ def test_when_memory_and_spool_may_differ_nothing_is_admitted_until_a_restart(sp
 
     assert not ingest.is_exact
     assert spool.entry_count == 1, "a second copy could never be told from the first"
+    ingest.stop()
+
+
+def test_a_disk_that_is_nearly_full_takes_nothing_and_says_so(spool: Spool) -> None:
+    ingest = ingest_into(spool, min_free_disk_bytes=2**60)
+    ingest.start()
+
+    with pytest.raises(UnavailableError, match="METERING_MIN_FREE_DISK_BYTES"):
+        outcome(ingest.submit(work()))
+
+    assert spool.entry_count == 0
+    ingest.stop()
+
+
+def test_a_key_over_its_rate_is_refused_at_once(spool: Spool) -> None:
+    ingest = ingest_into(spool, max_key_bytes_per_second=len(work().body))
+    for value in range(2):
+        ingest.submit(work(value=value))
+
+    with pytest.raises(RateLimitedError):
+        ingest.submit(work(value=3))
+
+
+def test_new_meters_decide_from_the_next_request_on(ingest: Ingest) -> None:
+    body = data_request([Data("gauge", 1, attributes={"tenant.id": "a"})]).SerializeToString()
+    gauge = Work(sender=SENDER, signal=Signal.METRIC, body=body)
+    before = outcome(ingest.submit(gauge))
+
+    definition = MeterDefinition(slug="api.calls", aggregation=Aggregation.MAX)
+    ingest.replace_metering(Metering(Meters((definition,))))
+
+    assert before.quarantined == 1
+    assert outcome(ingest.submit(gauge)).accepted == 1
+
+
+def test_cumulative_points_count_once_across_a_restart(spool: Spool) -> None:
+    def work_of(value: int) -> Work:
+        point = Data("sum", value, at_ns=NOON + value, temporality=2)
+        tagged = replace(point, attributes={"tenant.id": "a"})
+        return Work(
+            sender=SENDER,
+            signal=Signal.METRIC,
+            body=data_request([tagged]).SerializeToString(),
+        )
+
+    counted = []
+    for values in ((3, 5), (5, 9)):
+        ingest = ingest_into(spool)
+        ingest.start()
+        counted += [outcome(ingest.submit(work_of(value))).accepted for value in values]
+        ingest.stop()
+
+    assert counted == [1, 1, 0, 1]
+
+
+class Observed(SeenIds):
+    """Memory that looks, in the middle of a commit, at what others see then."""
+
+    def __init__(self, is_exact: Callable[[], bool]) -> None:
+        super().__init__()
+        self._is_exact = is_exact
+        self.seen_exact: list[bool] = []
+
+    def add(self, ids: Ids, entry_number: int, now_ns: int) -> None:
+        self.seen_exact.append(self._is_exact())
+        super().add(ids, entry_number, now_ns)
+
+
+def test_health_does_not_fail_while_a_commit_runs(spool: Spool) -> None:
+    ingest = ingest_into(spool)
+    ingest._seen = observed = Observed(lambda: ingest.is_exact)
+    ingest.start()
+
+    assert outcome(ingest.submit(work())).accepted == 1
+
+    assert observed.seen_exact == [True]
     ingest.stop()

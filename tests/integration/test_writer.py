@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,15 +13,17 @@ from otel_metering.contract.meter import Meters, Signal
 from otel_metering.errors import ConfigurationError, UnavailableError
 from otel_metering.spool import Spool, open_spool
 from receiver.admit import MicroBatch
-from receiver.app import load_seen_ids
-from receiver.identity import SeenIds
+from receiver.cumulative import Accumulators
+from receiver.load import load_seen_ids
 from receiver.metering import Metering
+from receiver.restore import restore_states
+from receiver.seen import SeenIds
 from receiver.store import tables
 from receiver.store.client import Store, StoreError
 from receiver.store.migrate import migrate, pending, shipped
 from receiver.usage import Sender
 from receiver.writer import Writer
-from tests.otlp import NOON, Point, metrics_request
+from tests.otlp import NOON, Data, Point, data_request, metrics_request
 from tests.waiting import eventually
 
 
@@ -66,7 +69,11 @@ def put(spool: Spool, points: list[Point], seen: SeenIds | None = None) -> int:
     """Admit points into the spool; returns how many were new."""
     seen = seen or SeenIds()
     batch = MicroBatch(
-        Metering(Meters()), seen, now_ns=NOON, new_id=lambda: secrets.token_bytes(16)
+        Metering(Meters()),
+        seen,
+        Accumulators(spool.states),
+        now_ns=NOON,
+        new_id=lambda: secrets.token_bytes(16),
     )
     body = metrics_request(points).SerializeToString()
     batch.add_otlp(Signal.METRIC, body, Sender(key_id="k", bound_tenant=None))
@@ -200,7 +207,7 @@ def test_the_memory_of_ids_is_rebuilt_from_database_and_spool(
     Writer(spool, store, SystemClock()).write_batch()
     put(spool, spooled)
 
-    seen = load_seen_ids(store, spool)
+    seen = load_seen_ids(store, spool, SystemClock(), max_bytes=2**30)
 
     assert put(spool, [*stored, *spooled], seen) == 0
     assert put(spool, new, seen) == 100
@@ -244,3 +251,47 @@ def test_a_wrong_statement_and_a_database_that_is_away_are_told_apart(store: Fau
     with pytest.raises(UnavailableError):
         away.query("SELECT 1")
     away.close()
+
+
+def test_states_of_cumulative_series_are_restored_from_the_events(
+    store: FaultyStore, spool: Spool, tmp_path: Path
+) -> None:
+    known = Data("sum", 5, at_ns=NOON - 60, start_ns=NOON - 100, temporality=2)
+    unknown = Data("histogram", 7.5, count=3, at_ns=NOON - 100, start_ns=NOON - 100, temporality=2)
+    unstarted = Data("summary", 2.5, count=1, at_ns=NOON - 90, start_ns=0)
+    later = [
+        replace(known, value=6, at_ns=NOON - 50),
+        replace(unknown, value=9.5, count=4, at_ns=NOON - 40),
+        replace(unstarted, value=4.5, count=2, at_ns=NOON - 30),
+    ]
+    put_data(spool, [known, unknown, unstarted], "restored")
+    Writer(spool, store, SystemClock()).write_batch()
+    lost = open_spool(tmp_path / "other.db")
+
+    restored = restore_states(store, lost)
+    put_data(lost, [known, unknown, unstarted, *later], "restored")
+    Writer(lost, store, SystemClock()).write_batch()
+    lost.close()
+
+    assert restored == 3
+    assert restore_states(store, spool) == 0
+    found = store.query(
+        "SELECT toFloat64(sum(quantity)) FROM metering.events WHERE tenant_id = 'restored'"
+    )
+    # 6 of the first; of the others the increase since the first point: 2 and 2.
+    assert found[0][0] == 10
+
+
+def put_data(spool: Spool, points: list[Data], tenant: str) -> None:
+    batch = MicroBatch(
+        Metering(Meters()),
+        SeenIds(),
+        Accumulators(spool.states),
+        now_ns=NOON,
+        new_id=lambda: secrets.token_bytes(16),
+    )
+    tagged = [replace(point, attributes={"tenant.id": tenant}) for point in points]
+    body = data_request(tagged).SerializeToString()
+    batch.add_otlp(Signal.METRIC, body, Sender(key_id="k", bound_tenant=None))
+    admitted = batch.admit()
+    spool.append(admitted.entries, admitted.states)

@@ -15,10 +15,11 @@ from otel_metering.contract.event import UsageEvent
 from otel_metering.contract.meter import Meters, Signal, parse_meters
 from receiver import rows
 from receiver.admit import Admitted, MicroBatch, Outcome
+from receiver.cumulative import Accumulators
 from receiver.errors import MalformedPayloadError
-from receiver.identity import SeenIds
 from receiver.metering import Metering
-from receiver.usage import Sender
+from receiver.seen import SeenIds
+from receiver.usage import Reason, Sender
 from tests.otlp import NOON, Point, logs_request, metrics_request, spans_request
 
 ANYONE = Sender(key_id="k", bound_tenant=None)
@@ -57,15 +58,27 @@ class Pipe:
     def __init__(self, meters: Meters = METERS, max_cached_streams: int = 1_000) -> None:
         self._metering = Metering(meters, max_cached_streams)
         self._seen = SeenIds()
+        self._states: dict[bytes, bytes] = {}
+        self._accumulators = Accumulators(
+            lambda keys: {key: self._states[key] for key in keys if key in self._states}
+        )
         self._number = 0
         self.payloads: dict[str, list[bytes]] = {rows.EVENTS_KEY: [], rows.QUARANTINE_KEY: []}
 
     def batch(self) -> MicroBatch:
-        return MicroBatch(self._metering, self._seen, now_ns=NOON + 10**9, new_id=self._new_id)
+        return MicroBatch(
+            self._metering,
+            self._seen,
+            self._accumulators,
+            now_ns=NOON + 10**9,
+            new_id=self._new_id,
+        )
 
     def commit(self, batch: MicroBatch) -> Admitted:
         admitted = batch.admit()
-        self._seen.add(*admitted.ids)
+        self._seen.add(admitted.ids, 1, NOON)
+        self._states.update(admitted.states)
+        self._accumulators.remember(admitted.states)
         for key, payload in admitted.entries:
             self.payloads[key].append(payload)
         return admitted
@@ -260,16 +273,13 @@ def test_what_is_set_aside_can_be_sent_again() -> None:
     assert request == metrics_request([Point("no such tenant", 1, attributes={"n": 1})])
 
 
-@pytest.mark.parametrize(
-    ("temporality", "reason"),
-    [(0, "unknown_temporality"), (2, "unsupported"), (7, "unknown_temporality")],
-)
-def test_only_delta_is_counted_so_far(temporality: int, reason: str) -> None:
+@pytest.mark.parametrize("temporality", [0, 7])
+def test_an_unknown_temporality_is_set_aside(temporality: int) -> None:
     pipe = Pipe()
 
     pipe.points([Point("tenant_a", 1)], temporality=temporality)
 
-    assert reasons(pipe) == [reason]
+    assert reasons(pipe) == ["unknown_temporality"]
 
 
 def test_telemetry_that_is_no_usage_is_ignored() -> None:
@@ -378,7 +388,8 @@ def test_events_of_the_json_api_are_rejected_by_index() -> None:
     batch.add_events(events, ANYONE)
     outcome = pipe.commit(batch).outcomes[0]
 
-    assert (outcome.accepted, outcome.duplicates) == (3, 1)
+    assert (outcome.accepted, outcome.duplicates) == (3, 0)
+    assert outcome.reasons == {Reason.CONFLICT: 1}
     assert [index for index, _ in outcome.rejected] == [1, 2, 6, 7]
     assert pipe.totals() == {("tenant_a", "calls"): 4}
 
