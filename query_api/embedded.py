@@ -9,6 +9,7 @@ import asyncio
 import logging
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,9 +28,11 @@ from receiver.admit import Outcome
 from receiver.app import Receiver
 from receiver.config import Settings
 from receiver.exposition import exposition
+from receiver.http_connection import KEEP_ALIVE_SECONDS, bounded_connection
 from receiver.ingest import Work
 from receiver.replay import rehearse, replay
 from receiver.store.keys import Principal, Scope
+from receiver.tls import CHECK_SECONDS, Tls
 from receiver.usage import Reason, Sender
 
 STOP_GRACE_SECONDS: Final = 5.0
@@ -87,12 +90,22 @@ async def serve(
     servers: list[_Server] = []
     try:
         admin_key = await asyncio.to_thread(ensure_admin_key, receiver, settings)
-        otlp_http = _Server(receiver.http, settings.otlp_host, settings.otlp_http_port, "OTLP/HTTP")
+        tls = receiver.tls
+        otlp_http = _Server(
+            receiver.http,
+            settings.otlp_host,
+            settings.otlp_http_port,
+            "OTLP/HTTP",
+            read_timeout_seconds=settings.otlp_http_read_timeout_seconds,
+            tls=None if tls is None else tls.context(asks_clients=True),
+        )
         api = _Server(
             create_app(services(receiver, clock, is_metrics_public=api_settings.metrics_public)),
             api_settings.api_host,
             api_settings.api_port,
             "the query API",
+            read_timeout_seconds=settings.otlp_http_read_timeout_seconds,
+            tls=None if tls is None else tls.context(asks_clients=False),
         )
         servers = [otlp_http, api]
         for name, server in (("http", otlp_http), ("api", api)):
@@ -108,13 +121,24 @@ async def serve(
                 admin_key=admin_key,
             )
         )
-        await stopping.wait()
+        await _until(stopping, tls)
     finally:
         await asyncio.gather(
             receiver.grpc.stop(STOP_GRACE_SECONDS), *(server.stop() for server in servers)
         )
         is_drained = await asyncio.to_thread(receiver.stop)
     return is_drained
+
+
+async def _until(stopping: asyncio.Event, tls: Tls | None) -> None:
+    """Wait for the end, and take over certificates that change."""
+    while not stopping.is_set():
+        try:
+            async with asyncio.timeout(None if tls is None else CHECK_SECONDS):
+                await stopping.wait()
+        except TimeoutError:
+            if tls is not None:
+                tls.reload()
 
 
 def ensure_admin_key(receiver: Receiver, settings: Settings) -> str | None:
@@ -234,14 +258,28 @@ def _check_writer(receiver: Receiver) -> str:
 class _Server:
     """One uvicorn server on this loop, which leaves signals to `serve`."""
 
-    def __init__(self, app: Any, host: str, port: int, name: str) -> None:  # noqa: ANN401 - uvicorn's type
+    def __init__(
+        self,
+        app: Any,  # noqa: ANN401 - uvicorn's type
+        host: str,
+        port: int,
+        name: str,
+        *,
+        read_timeout_seconds: float,
+        tls: ssl.SSLContext | None,
+    ) -> None:
         self._host, self._port, self._name = host, port, name
+        self._scheme = "http" if tls is None else "https"
         self._server = _QuietServer(
             uvicorn.Config(
                 app,
                 log_level="warning",
                 access_log=False,
                 lifespan="off",
+                http=bounded_connection(read_timeout_seconds),
+                ws="none",
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                ssl_context_factory=None if tls is None else lambda _configuration, _default: tls,
                 timeout_graceful_shutdown=int(STOP_GRACE_SECONDS),
             )
         )
@@ -250,8 +288,8 @@ class _Server:
 
     @property
     def address(self) -> str:
-        """http://host:port."""
-        return f"http://{self._host}:{self._port}"
+        """http://host:port, or https."""
+        return f"{self._scheme}://{self._host}:{self._port}"
 
     def count(self) -> int:
         """How many connections are open."""

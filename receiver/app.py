@@ -7,7 +7,8 @@ from otel_metering.clock import Clock
 from otel_metering.contract.meter import Meters
 from otel_metering.spool import Spool, open_spool
 from receiver.config import Settings
-from receiver.grpc_server import GrpcServer
+from receiver.cors import Cors
+from receiver.grpc_server import ConnectionLimits, GrpcServer
 from receiver.http_server import HttpApp
 from receiver.ingest import Ingest, Limits
 from receiver.instruments import observe
@@ -22,6 +23,7 @@ from receiver.store.client import Store
 from receiver.store.keys import ApiKeys
 from receiver.store.migrate import migrate
 from receiver.telemetry import Telemetry
+from receiver.tls import from_settings
 from receiver.writer import Writer
 
 
@@ -38,6 +40,7 @@ class Receiver:
         grpc: The OTLP/gRPC server.
         http: The OTLP/HTTP application.
         telemetry: What it counts of itself.
+        tls: The certificates of every edge; None: no TLS.
     """
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
@@ -48,6 +51,7 @@ class Receiver:
             UnavailableError: The database did not answer.
         """
         self._settings = settings
+        self.tls = from_settings(settings)
         self.meters_file = MetersFile(settings.meters_file, clock)
         # The lock of the spool comes first: a second process must not touch the engine's files.
         self.spool: Spool = open_spool(
@@ -84,12 +88,32 @@ class Receiver:
             count_streams=lambda: self.ingest.stream_count,
         )
         self.telemetry.gauge("ingest", "meters_stale", lambda: self.meters_file.problem is not None)
-        limit = settings.max_request_bytes
         self.grpc = GrpcServer(
-            self.ingest, self.keys, max_request_bytes=limit, telemetry=self.telemetry
+            self.ingest,
+            self.keys,
+            limits=ConnectionLimits(
+                request_bytes=settings.max_request_bytes,
+                streams=settings.otlp_grpc_max_concurrent_streams,
+                age_seconds=settings.otlp_grpc_max_connection_age_seconds,
+                age_grace_seconds=settings.otlp_grpc_max_connection_age_grace_seconds,
+            ),
+            tls=self.tls,
+            telemetry=self.telemetry,
+            is_healthy=lambda: (
+                self.ingest.is_exact and self.spool.byte_count < self.spool.max_bytes
+            ),
         )
         self.http = HttpApp(
-            self.ingest, self.keys, max_request_bytes=limit, telemetry=self.telemetry
+            self.ingest,
+            self.keys,
+            max_request_bytes=settings.max_request_bytes,
+            read_timeout_seconds=settings.otlp_http_read_timeout_seconds,
+            cors=Cors(
+                settings.cors_origins,
+                settings.cors_headers,
+                max_age_seconds=settings.otlp_cors_max_age_seconds,
+            ),
+            telemetry=self.telemetry,
         )
 
     @property
