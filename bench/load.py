@@ -30,13 +30,18 @@ class Shape:
 
     @property
     def senders(self) -> int:
-        return STREAMS // self.points_per_request
+        return max(STREAMS // self.points_per_request, 1)
 
 
 def requests(shape: Shape, points: int) -> list[bytes]:
     """`points` points as encoded requests, sender after sender, flush after flush."""
+    return list(flushes(shape, points))
+
+
+def flushes(shape: Shape, points: int) -> Iterator[bytes]:
+    """The same, made while they are asked for."""
     templates = [_template(shape, sender) for sender in range(shape.senders)]
-    return list(_flushes(shape, templates, points // shape.points_per_request))
+    return _flushes(shape, templates, points // shape.points_per_request)
 
 
 def _flushes(shape: Shape, templates: list[bytes], count: int) -> Iterator[bytes]:
