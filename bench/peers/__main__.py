@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.peers import direct, signals, systems
-from bench.peers.run import FULL_CPU, Load, Measured, measure, memory
+from bench.peers.run import FULL_CPU, Load, Measured, RunError, measure, memory
 from tests.peers.install import UnavailableError
 
 DIRECT = "direct-insert"
 """The engine alone: rows as this receiver makes them, inserted in process."""
-SMALL = {10: 20, 100: 5}
+SMALL = {10: 10, 100: 4}
 """Of small requests, one in so many of the points is sent: they take longer."""
 
 
@@ -92,8 +92,8 @@ def _in_turn(
             console.print(f"... {load.signal}, {load.size}, {name}, run {number + 1}", style="dim")
             try:
                 found[name].append(measure(systems.ALL[name], load))
-            except UnavailableError as error:
-                console.print(f"{name} is left out: {error}")
+            except (UnavailableError, RunError) as error:
+                console.print(f"{name} is left out: {error}", style="red")
                 del found[name]
     return found
 
@@ -134,7 +134,7 @@ def _rates(values: Sequence[float]) -> str:
 
 def _limit(runs: Iterable[Measured]) -> str:
     is_full = statistics.median(one.generator for one in runs) > FULL_CPU
-    return " [generator is the limit]" if is_full else ""
+    return " (generator is the limit)" if is_full else ""
 
 
 def _readable(runs: Sequence[Measured]) -> str:
@@ -157,7 +157,8 @@ def _latency(runs: Sequence[Measured]) -> str:
 
     if not runs:
         return ""
-    return f"{milliseconds(one.p50 for one in runs)}, {milliseconds(one.p99 for one in runs)}"
+    shown = f"{milliseconds(one.p50 for one in runs)}, {milliseconds(one.p99 for one in runs)}"
+    return shown + _limit(runs)
 
 
 def _memory(console: Console, arguments: argparse.Namespace) -> None:

@@ -17,6 +17,10 @@ STALLED_SECONDS = 8.0
 FULL_CPU = 0.9
 
 
+class RunError(Exception):
+    """A run that says nothing: a system refused what it was sent, or ended."""
+
+
 @dataclass(frozen=True)
 class Load:
     """What is sent."""
@@ -80,8 +84,10 @@ def measure(system: System, load: Load) -> Measured:
         before = running.cpu_seconds()
         began = time.perf_counter()
         pipeline.tell(sending)
-        result: dict[str, Any] = json.loads(pipeline.line_of(sending))
-        sending.wait()
+        printed = pipeline.line_of(sending)
+        if sending.wait() != 0:
+            raise RunError(f"the generator ended with {sending.returncode}; see above")
+        result: dict[str, Any] = json.loads(printed)
         seconds, missing = _until_visible(running, load, began)
         after = running.cpu_seconds()
         sent = result["requests"] * load.size

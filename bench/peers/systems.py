@@ -50,6 +50,7 @@ class Running:
         """Part -> CPU seconds so far; the engine apart from the receiver."""
         if self.threads is not None:
             by_thread = self.threads()
+            by_thread.pop("API threads", None)  # the count that the measurement itself asks for
             engine = by_thread.get("engine", 0.0) + by_thread.get("writer", 0.0)
             return {"receiver": sum(by_thread.values()) - engine, "engine": engine}
         return {part: _cpu_seconds(pid) for part, pid in self.processes.items()}
@@ -125,7 +126,7 @@ def _metering(stack: ExitStack, folder: Path) -> Running:
     addresses = json.loads(pipeline.line_of(server))
     return Running(
         grpc=addresses["grpc"],
-        http=addresses["http"],
+        http=addresses["http"].removeprefix("http://"),
         key=key,
         processes={"receiver": server.pid},
         count=lambda name: pipeline.visible(addresses["api"], key, signals.METER[name]),
