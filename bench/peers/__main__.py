@@ -162,11 +162,11 @@ def _latency(runs: Sequence[Measured]) -> str:
 
 
 def _memory(console: Console, arguments: argparse.Namespace) -> None:
-    size = max(arguments.sizes[-1] if len(arguments.sizes) == 1 else 1_000, 1)
+    size = arguments.sizes[0] if len(arguments.sizes) == 1 else 1_000
     points = int(arguments.memory_rate * 60 * arguments.memory_minutes / size) * size
     for signal in arguments.signals if len(arguments.signals) == 1 else ["metrics"]:
         load = Load(signal, size, points, arguments.transport, arguments.memory_rate)
-        samples = memory(systems.ALL["otel-metering"], load, arguments.memory_minutes, 10.0)
+        samples, stored = memory(systems.ALL["otel-metering"], load, arguments.memory_minutes, 10.0)
         table = Table(
             title=f"Memory: {signal}, {arguments.memory_rate:,.0f}/s in requests of {size:,}"
         )
@@ -178,8 +178,8 @@ def _memory(console: Console, arguments: argparse.Namespace) -> None:
         early = min(samples, key=lambda one: abs(one[0] - 120.0))
         shown = [f"{one[1] / 2**20:,.0f} MiB" for one in (samples[0], early, samples[-1])]
         console.print(
-            f"start {shown[0]}, after {early[0]:.0f} s {shown[1]}, end {shown[2]}; of these "
-            f"{points * 16 / 2**20:,.0f} MiB are the ids of {points:,} items, 16 bytes each"
+            f"start {shown[0]}, after {early[0]:.0f} s {shown[1]}, end {shown[2]}; {stored:,} items were "
+            f"stored, whose ids take {stored * 16 / 2**20:,.0f} MiB of it (16 bytes each)"
         )
 
 

@@ -12,8 +12,9 @@ from bench import pipeline
 from bench.peers.systems import Running, System, rss_bytes, started
 
 POLL_SECONDS = 0.1
-STALLED_SECONDS = 8.0
-"""A rival that acknowledges from memory may lose items; this long without a new row is the end."""
+STALLED_SECONDS = 45.0
+"""A rival that acknowledges from memory may lose items. This long without a new row is the end: more than
+the timeout (5 s) and the longest pause (30 s) of rotel's exporter, whose pauses are the longest of all."""
 FULL_CPU = 0.9
 
 
@@ -116,8 +117,10 @@ def _until_visible(running: Running, load: Load, began: float) -> tuple[float | 
     return at - began, load.points - seen
 
 
-def memory(system: System, load: Load, minutes: float, every: float) -> list[tuple[float, int]]:
-    """(seconds, resident bytes of the receiver) under steady load."""
+def memory(
+    system: System, load: Load, minutes: float, every: float
+) -> tuple[list[tuple[float, int]], int]:
+    """(seconds, resident bytes of the receiver) under steady load; and the items to be read at the end."""
     with started(system) as running:
         pid = running.processes["receiver"]
         samples = [(0.0, rss_bytes(pid))]
@@ -132,4 +135,4 @@ def memory(system: System, load: Load, minutes: float, every: float) -> list[tup
         samples.append((time.perf_counter() - began, rss_bytes(pid)))
         sending.kill()
         sending.wait()
-        return samples
+        return samples, running.count(load.signal) if running.count is not None else 0
