@@ -24,5 +24,5 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for name in OPTIONS:
         if not config.getoption(f"--{name}"):
             for item in items:
-                if name in item.keywords:
+                if item.get_closest_marker(name) is not None:
                     item.add_marker(pytest.mark.skip(reason=f"run it with --{name}"))
