@@ -15,6 +15,7 @@ from receiver import rows
 from receiver.admit import MicroBatch
 from receiver.cumulative import Accumulators
 from receiver.metering import Metering
+from receiver.meters_file import MetersFile
 from receiver.otlp.metrics import decode_metrics
 from receiver.seen import SeenIds
 from receiver.store import tables
@@ -73,14 +74,19 @@ def receive(shape: Shape, points: int, group: int) -> dict[str, float]:
 
 def insert(shape: Shape, points: int) -> dict[str, float]:
     """Rows/s of the same rows, inserted directly; and with spreading them out of spool entries."""
-    bodies = requests(shape, points)
-    metering, clock = Metering(Meters()), SystemClock()
-    per_entry = max(ROWS_PER_INSERT // shape.points_per_request, 1)
+    return insert_bodies(Signal.METRIC, requests(shape, points), shape.points_per_request)
+
+
+def insert_bodies(signal: Signal, bodies: list[bytes], points_per_request: int) -> dict[str, float]:
+    """The same for requests of any signal."""
+    metering, clock = Metering(MetersFile(None, SystemClock()).meters), SystemClock()
+    per_entry = max(ROWS_PER_INSERT // points_per_request, 1)
+    points = len(bodies) * points_per_request
     payloads = []
     for first in range(0, len(bodies), per_entry):
         batch = micro_batch(metering, SeenIds())
         for body in bodies[first : first + per_entry]:
-            batch.add_otlp(Signal.METRIC, body, SENDER)
+            batch.add_otlp(signal, body, SENDER)
         payloads.append(batch.admit().entries[0][1])
     with tempfile.TemporaryDirectory() as folder:
         store = Store(f"chdb://{folder}")
