@@ -67,7 +67,7 @@ def send_everything(up: Up) -> None:
     assert post(up.http, "/v1/metrics", good, None)[0] == 401
     assert post(up.http, "/v1/metrics", good[:-3], KEY)[0] == 400
     assert post(up.http, "/v1/nothing", good, KEY)[0] == 404
-    assert post(up.http, "/v1/logs", b"{}", KEY, {"content-type": "application/json"})[0] == 415
+    assert post(up.http, "/v1/logs", b"{}", KEY, {"content-type": "text/plain"})[0] == 415
     connection = http.client.HTTPConnection(up.http, timeout=10)
     connection.request("GET", "/v1/metrics")
     assert connection.getresponse().status == 405
