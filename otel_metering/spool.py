@@ -10,6 +10,8 @@ database). Rules that live only here:
 - A batch is *sealed* before it is sent: which entries it has, and its token, are in the file, so
   that a crash leads to the same batch with the same token, and the destination can tell.
 - One process owns a file at a time. `open_spool` locks it and says so.
+- What is read is what was written: each entry and state has a checksum, entries are numbered without
+  gaps, and the number of the last one is also kept outside (`_spool_integrity`). A damaged file is not opened.
 
 Any thread may call any method; calls are serialized.
 """
@@ -23,13 +25,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from otel_metering import _spool_integrity as integrity
+from otel_metering._spool_integrity import NOT_AS_WRITTEN, Mark, checksum_of, write_mark
 from otel_metering.errors import ConfigurationError, SpoolFullError, UnavailableError
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     key TEXT NOT NULL,
-    payload BLOB NOT NULL
+    payload BLOB NOT NULL,
+    checksum INTEGER
 ) STRICT;
 CREATE TABLE IF NOT EXISTS sealed (
     token TEXT NOT NULL PRIMARY KEY,
@@ -38,12 +43,17 @@ CREATE TABLE IF NOT EXISTS sealed (
 CREATE TABLE IF NOT EXISTS states (
     slot INTEGER PRIMARY KEY,
     key BLOB NOT NULL UNIQUE,
-    value BLOB NOT NULL
+    value BLOB NOT NULL,
+    checksum INTEGER NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS identity (
+    spool_id TEXT NOT NULL
 ) STRICT;
 """
 # A sealed batch is every entry up to `last_id`; there is one at a time. It has its own table, because
 # changing a column of an entry would write its payload again.
 # A state keeps its slot when it changes, so streams that report together change the same few pages.
+# Entries of a spool that was made before there were checksums have none (NULL).
 
 _CHECKPOINT_PAGES = 4_000
 """WAL pages (4 KiB each) between checkpoints: 16 MiB keeps the file small and the commits short."""
@@ -81,14 +91,17 @@ class Spool:
         self._lock = threading.Lock()
         self._lock_fd = lock_fd
         self.max_bytes = max_bytes
+        self._is_marked = durability == "full"
+        found = integrity.check(path, integrity.read_mark(lock_fd) if self._is_marked else None)
+        self._entry_count, self._byte_count = found.entry_count, found.byte_count
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._entry_count = 0
-        self._byte_count = 0
         try:
-            self._prepare(durability)
+            spool_id = self._prepare(durability, found.dropped_id)
         except BaseException:
             self._db.close()
             raise
+        self._mark = Mark(spool_id, found.last_id, found.last_id - found.entry_count)
+        self._move_mark()
 
     @property
     def entry_count(self) -> int:
@@ -99,6 +112,11 @@ class Spool:
     def byte_count(self) -> int:
         """Payload bytes not yet dropped, sealed ones included."""
         return self._byte_count
+
+    @property
+    def mark(self) -> Mark:
+        """How far it came."""
+        return self._mark
 
     def append(
         self,
@@ -120,15 +138,22 @@ class Spool:
             if self._byte_count + size > self.max_bytes:
                 raise SpoolFullError(self._byte_count, self.max_bytes)
             self._write(
-                ("INSERT INTO entries (key, payload) VALUES (?, ?)", entries),
                 (
-                    "INSERT INTO states (key, value) VALUES (?, ?) "
-                    "ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-                    states,
+                    "INSERT INTO entries (key, payload, checksum) VALUES (?, ?, ?)",
+                    [
+                        (key, payload, checksum_of(key.encode(), payload))
+                        for key, payload in entries
+                    ],
+                ),
+                (
+                    "INSERT INTO states (key, value, checksum) VALUES (?, ?, ?) "
+                    "ON CONFLICT (key) DO UPDATE SET value = excluded.value, checksum = excluded.checksum",
+                    [(key, value, checksum_of(key, value)) for key, value in states],
                 ),
             )
             self._entry_count += len(entries)
             self._byte_count += size
+            self._move_mark(appended=self._mark.appended + len(entries))
 
     def states(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """The states of those of `keys` that have one.
@@ -142,8 +167,13 @@ class Spool:
                 some = keys[first : first + _KEYS_PER_QUERY]
                 marks = ",".join("?" * len(some))
                 # Only question marks are put into the statement.
-                sql = f"SELECT key, value FROM states WHERE key IN ({marks})"  # noqa: S608
-                found.update(self._read(sql, *some))
+                sql = f"SELECT key, value, checksum FROM states WHERE key IN ({marks})"  # noqa: S608
+                for key, value, checksum in self._read(sql, *some):
+                    if checksum != checksum_of(key, value):
+                        raise UnavailableError(
+                            f"the spool {self.path} is damaged: {NOT_AS_WRITTEN}"
+                        )
+                    found[key] = value
         return found
 
     def has_states(self) -> bool:
@@ -174,6 +204,11 @@ class Spool:
             self._write(("INSERT INTO sealed VALUES (?, ?)", [(new_token, last_id)]))
             return self._batch(new_token, last_id)
 
+    def restore_sealed(self, token: str, count: int) -> None:
+        """Seal the first `count` entries under the token they had in a file that was damaged."""
+        with self._lock:
+            self._write(("INSERT INTO sealed VALUES (?, ?)", [(token, self._mark.dropped + count)]))
+
     def drop(self, batch: Batch) -> None:
         """Forget a sealed batch: its destination has it. Dropping twice is harmless.
 
@@ -189,6 +224,7 @@ class Spool:
             )
             self._entry_count -= len(batch.entries)
             self._byte_count -= sum(len(entry.payload) for entry in batch.entries)
+            self._move_mark(dropped=batch.entries[-1].id)
 
     def entries(self) -> Iterator[Entry]:
         """Every entry, oldest first, sealed ones included: for rebuilding state at start."""
@@ -196,13 +232,13 @@ class Spool:
         while True:
             with self._lock:
                 rows = self._read(
-                    "SELECT id, key, payload FROM entries WHERE id > ? ORDER BY id LIMIT 64",
+                    "SELECT id, key, payload, checksum FROM entries WHERE id > ? ORDER BY id LIMIT 64",
                     last_id,
                 )
             if not rows:
                 return
-            for row_id, key, payload in rows:
-                yield Entry(id=row_id, key=key, payload=payload)
+            for row in rows:
+                yield self._entry(*row)
             last_id = rows[-1][0]
 
     def close(self) -> None:
@@ -223,15 +259,33 @@ class Spool:
         os.close(self._lock_fd)
         self._lock_fd = -1
 
-    def _prepare(self, durability: str) -> None:
+    def _prepare(self, durability: str, dropped_id: int) -> str:
+        """Make the tables, forget what was delivered; returns the id of this database."""
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute(f"PRAGMA synchronous = {durability.upper()}")
         self._db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
         self._db.execute("PRAGMA secure_delete = OFF")
         self._db.executescript(_SCHEMA)
-        self._entry_count, self._byte_count = self._db.execute(
-            "SELECT count(*), coalesce(sum(length(payload)), 0) FROM entries"
-        ).fetchone()
+        columns = {row[1] for row in self._db.execute("PRAGMA table_info(entries)")}
+        if "checksum" not in columns:
+            self._db.execute("ALTER TABLE entries ADD COLUMN checksum INTEGER")
+        self._db.execute("DELETE FROM entries WHERE id <= ?", (dropped_id,))
+        self._db.execute("DELETE FROM sealed WHERE last_id <= ?", (dropped_id,))
+        self._db.execute(
+            "INSERT INTO identity SELECT lower(hex(randomblob(16))) "
+            "WHERE NOT EXISTS (SELECT 1 FROM identity)"
+        )
+        (spool_id,) = self._db.execute("SELECT spool_id FROM identity").fetchone()
+        return str(spool_id)
+
+    def _move_mark(self, *, appended: int | None = None, dropped: int | None = None) -> None:
+        self._mark = Mark(
+            self._mark.spool_id,
+            self._mark.appended if appended is None else appended,
+            self._mark.dropped if dropped is None else dropped,
+        )
+        if self._is_marked:
+            write_mark(self._lock_fd, self._mark)
 
     def _last_id_of_next_batch(self, max_entries: int, max_bytes: int) -> int | None:
         last_id: int | None = None
@@ -246,11 +300,17 @@ class Spool:
         return last_id
 
     def _batch(self, token: str, last_id: int) -> Batch:
-        rows = self._read("SELECT id, key, payload FROM entries WHERE id <= ? ORDER BY id", last_id)
-        return Batch(
-            token=token,
-            entries=tuple(Entry(id=id_, key=key, payload=payload) for id_, key, payload in rows),
+        rows = self._read(
+            "SELECT id, key, payload, checksum FROM entries WHERE id <= ? ORDER BY id", last_id
         )
+        return Batch(token=token, entries=tuple(self._entry(*row) for row in rows))
+
+    def _entry(self, row_id: int, key: str, payload: bytes, checksum: int | None) -> Entry:
+        if checksum not in (None, checksum_of(key.encode(), payload)):
+            raise UnavailableError(
+                f"the spool {self.path} is damaged: entry {row_id}: {NOT_AS_WRITTEN}"
+            )
+        return Entry(id=row_id, key=key, payload=payload)
 
     def _read(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
         try:
@@ -289,7 +349,7 @@ def open_spool(
         max_bytes: Bound on the payload bytes that wait.
 
     Raises:
-        ConfigurationError: Another process has it, or the folder or file cannot be used.
+        ConfigurationError: Another process has it, the folder or file cannot be used, or it is damaged.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -309,5 +369,9 @@ def open_spool(
     except sqlite3.Error as error:
         os.close(lock_fd)
         raise ConfigurationError(
-            f"the spool {path} is not usable: {error}; move the file away to start an empty one"
+            f"the spool {path} is not usable: {error}; if it is damaged, restore it, or save what is "
+            f"whole: otel-metering spool salvage {path}"
         ) from error
+    except ConfigurationError:
+        os.close(lock_fd)
+        raise

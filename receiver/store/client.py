@@ -152,13 +152,22 @@ class Store:
     def _connect(self) -> Client:
         try:
             if self._is_embedded:
-                return clickhouse_connect.get_client(dsn=self._url)
+                return self._open_embedded()
             return clickhouse_connect.get_client(
                 dsn=self._url.replace("clickhouse", "http", 1), autogenerate_session_id=False
             )
         except ImportError as error:
             raise ConfigurationError(
                 f"{self._url.split('@')[-1]} needs chDB; install otel-metering[embedded]"
+            ) from error
+
+    def _open_embedded(self) -> Client:
+        try:
+            return clickhouse_connect.get_client(dsn=self._url)
+        except ClickHouseError as error:
+            raise UnavailableError(
+                f"the database in {urlsplit(self._url).path} cannot be opened: its folder must be writable, "
+                f"on a disk with room, and no other process may have it ({str(error).splitlines()[0]})"
             ) from error
 
 

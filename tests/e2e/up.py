@@ -33,25 +33,30 @@ class Up:
         self._process: subprocess.Popen[str] | None = None
         self.printed: list[str] = []
 
+    def command(self) -> list[str]:
+        """What is run."""
+        return [
+            str(COMMAND),
+            "up",
+            f"--data-dir={self.data_dir}",
+            f"--otlp-grpc-port={self.grpc.partition(':')[2]}",
+            f"--otlp-http-port={self.http.partition(':')[2]}",
+            f"--api-port={self.api.partition(':')[2]}",
+            f"--meters={REPOSITORY / 'meters.yaml'}",
+            *self._arguments,
+        ]
+
     def start(self, admin_key: str | None = KEY) -> None:
         """Start it, and wait until it is ready."""
         settings = {} if admin_key is None else {"METERING_ADMIN_KEY": admin_key}
         ready = threading.Event()
         self._process = subprocess.Popen(
-            [
-                COMMAND,
-                "up",
-                f"--data-dir={self.data_dir}",
-                f"--otlp-grpc-port={self.grpc.partition(':')[2]}",
-                f"--otlp-http-port={self.http.partition(':')[2]}",
-                f"--api-port={self.api.partition(':')[2]}",
-                f"--meters={REPOSITORY / 'meters.yaml'}",
-                *self._arguments,
-            ],
+            self.command(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             env={**os.environ, **settings},
+            cwd=REPOSITORY,
         )
         self._reader = threading.Thread(target=self._read, args=(self._process, ready), daemon=True)
         self._reader.start()
@@ -65,6 +70,18 @@ class Up:
     def stop(self) -> int:
         """Ask it to end; returns its exit status."""
         return self._end(signal.SIGTERM)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send it, if there is a process; waits for nothing."""
+        if self.is_running and self._process is not None:
+            self._process.send_signal(number)
+
+    def wait(self) -> int:
+        """Its exit status, once it has ended and all it printed was read."""
+        assert self._process is not None
+        status = self._process.wait(60)
+        self._reader.join()
+        return status
 
     @property
     def is_running(self) -> bool:
@@ -140,9 +157,7 @@ class Up:
     def _end(self, number: int) -> int:
         assert self._process is not None
         self._process.send_signal(number)
-        status = self._process.wait(60)
-        self._reader.join()
-        return status
+        return self.wait()
 
 
 def free_ports(count: int) -> list[int]:

@@ -158,7 +158,7 @@ def test_a_second_process_is_told_that_the_spool_is_taken(tmp_path: Path) -> Non
 def test_a_file_that_is_no_spool_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "spool.db").write_bytes(b"not a database" * 100)
 
-    with pytest.raises(ConfigurationError, match="move the file away"):
+    with pytest.raises(ConfigurationError, match="not usable"):
         open_spool(tmp_path / "spool.db")
 
     assert (tmp_path / "spool.db").read_bytes() == b"not a database" * 100
