@@ -17,6 +17,8 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_D
 EXPORT = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
 STREAMS = 5_000
 TENANTS = 50
+INSTANCE = 1_000
+"""Points of one service instance in a request at most: no two of them are alike."""
 START_NS = 1_790_000_000 * 10**9
 _TIME, _START = 0x1111111111111111, 0x2222222222222222
 
@@ -30,13 +32,18 @@ class Shape:
 
     @property
     def senders(self) -> int:
-        return STREAMS // self.points_per_request
+        return max(STREAMS // self.points_per_request, 1)
 
 
 def requests(shape: Shape, points: int) -> list[bytes]:
     """`points` points as encoded requests, sender after sender, flush after flush."""
+    return list(flushes(shape, points))
+
+
+def flushes(shape: Shape, points: int) -> Iterator[bytes]:
+    """The same, made while they are asked for."""
     templates = [_template(shape, sender) for sender in range(shape.senders)]
-    return list(_flushes(shape, templates, points // shape.points_per_request))
+    return _flushes(shape, templates, points // shape.points_per_request)
 
 
 def _flushes(shape: Shape, templates: list[bytes], count: int) -> Iterator[bytes]:
@@ -52,16 +59,24 @@ def _flushes(shape: Shape, templates: list[bytes], count: int) -> Iterator[bytes
 
 def _template(shape: Shape, sender: int) -> bytes:
     request = ExportMetricsServiceRequest()
+    first = sender * shape.points_per_request
+    for begin in range(first, first + shape.points_per_request, INSTANCE):
+        end = min(begin + INSTANCE, first + shape.points_per_request)
+        _instance(request, begin // min(shape.points_per_request, INSTANCE), range(begin, end))
+    return request.SerializeToString()
+
+
+def _instance(request: ExportMetricsServiceRequest, number: int, streams: range) -> None:
+    """What one service instance sends; large requests are those of several, as a Collector merges them."""
     resource = request.resource_metrics.add()
-    for name, value in (("service.name", "shop"), ("service.instance.id", f"instance-{sender}")):
+    for name, value in (("service.name", "shop"), ("service.instance.id", f"instance-{number}")):
         resource.resource.attributes.add(key=name).value.string_value = value
     scope = resource.scope_metrics.add()
     scope.scope.name = "otel_metering"
     metric = scope.metrics.add(name="api.calls", unit="{call}")
     metric.sum.aggregation_temporality = AGGREGATION_TEMPORALITY_DELTA
     metric.sum.is_monotonic = True
-    for number in range(shape.points_per_request):
-        stream = sender * shape.points_per_request + number
+    for stream in streams:
         point = metric.sum.data_points.add(
             start_time_unix_nano=_START, time_unix_nano=_TIME, as_int=1 + stream % 9
         )
@@ -72,7 +87,6 @@ def _template(shape: Shape, sender: int) -> bytes:
             ("status", "2xx"),
         ):
             point.attributes.add(key=name).value.string_value = value
-    return request.SerializeToString()
 
 
 async def _send(address: str, key: str, shape: Shape, bodies: list[bytes]) -> float:

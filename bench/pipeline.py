@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import socket
 import subprocess
 import sys
 import tempfile
@@ -35,7 +36,7 @@ def run(shape: Shape, points: int) -> Run:
     with tempfile.TemporaryDirectory() as folder:
         server = _start("bench.server", folder, key)
         try:
-            addresses = json.loads(_line(server))
+            addresses = json.loads(line_of(server))
             load = _start(
                 "bench.load",
                 addresses["grpc"],
@@ -44,22 +45,22 @@ def run(shape: Shape, points: int) -> Run:
                 str(shape.in_flight),
                 str(points),
             )
-            assert _line(load).strip() == "prepared"
-            before = _ask(server)
+            assert line_of(load).strip() == "prepared"
+            before = ask(server)
             began = time.perf_counter()
-            _tell(load)
-            seconds, generator_cpu = (float(word) for word in _line(load).split())
-            while _visible(addresses["api"], key) != points:
+            tell(load)
+            seconds, generator_cpu = (float(word) for word in line_of(load).split())
+            while visible(addresses["api"], key) != points:
                 assert time.perf_counter() - began < 300, "not visible after five minutes"
                 time.sleep(POLL_SECONDS)
-            visible = time.perf_counter() - began
-            after = _ask(server)
+            seconds_visible = time.perf_counter() - began
+            after = ask(server)
             load.wait()
         finally:
             server.terminate()
             server.wait()
     used = {name: after[name] - before.get(name, 0.0) for name in after}
-    return Run(points, seconds, visible, generator_cpu, used)
+    return Run(points, seconds, seconds_visible, generator_cpu, used)
 
 
 def idle_lags(samples: int) -> list[float]:
@@ -70,13 +71,13 @@ def idle_lags(samples: int) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         server = _start("bench.server", folder, key)
         try:
-            addresses = json.loads(_line(server))
+            addresses = json.loads(line_of(server))
             with grpc.insecure_channel(addresses["grpc"]) as channel:
                 export = channel.unary_unary(EXPORT)
                 for number, body in enumerate(bodies, 1):
                     export(body, metadata=(("authorization", f"Bearer {key}"),))
                     began = time.perf_counter()
-                    while _visible(addresses["api"], key) != number * shape.points_per_request:
+                    while visible(addresses["api"], key) != number * shape.points_per_request:
                         time.sleep(POLL_SECONDS / 5)
                     lags.append(time.perf_counter() - began)
         finally:
@@ -94,27 +95,31 @@ def _start(module: str, *arguments: str) -> "subprocess.Popen[str]":
     )
 
 
-def _line(process: "subprocess.Popen[str]") -> str:
+def line_of(process: "subprocess.Popen[str]") -> str:
+    """The next line that it prints."""
     assert process.stdout is not None
     return process.stdout.readline()
 
 
-def _tell(process: "subprocess.Popen[str]") -> None:
+def tell(process: "subprocess.Popen[str]") -> None:
+    """Write it a line."""
     assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
 
 
-def _ask(process: "subprocess.Popen[str]") -> dict[str, float]:
-    _tell(process)
-    answer: dict[str, float] = json.loads(_line(process))
+def ask(process: "subprocess.Popen[str]") -> dict[str, float]:
+    """CPU seconds by thread of a `bench.server`."""
+    tell(process)
+    answer: dict[str, float] = json.loads(line_of(process))
     return answer
 
 
-def _visible(api: str, key: str) -> int:
+def visible(api: str, key: str, meter: str = "api.calls") -> int:
+    """How many events of `meter` are in `usage_minute`."""
     query = urllib.parse.urlencode(
         {
-            "meter": "api.calls",
+            "meter": meter,
             "aggregation": "count",
             "window": "minute",
             "from": "2026-09-01T00:00:00Z",
@@ -127,3 +132,13 @@ def _visible(api: str, key: str) -> int:
     with urllib.request.urlopen(request) as response:
         answer: dict[str, Any] = json.load(response)
     return sum(int(row["value"]) for row in answer["data"])
+
+
+def is_listening(address: str) -> bool:
+    """Whether somebody accepts connections there."""
+    host, _, port = address.partition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=1).close()
+    except OSError:
+        return False
+    return True

@@ -47,7 +47,12 @@ def main() -> None:
     )
 
     def on_ready(addresses: Addresses) -> None:
-        print(json.dumps({"grpc": addresses.otlp_grpc, "api": addresses.api}), flush=True)
+        shown = {
+            "grpc": addresses.otlp_grpc,
+            "http": addresses.otlp_http,
+            "api": addresses.api,
+        }
+        print(json.dumps(shown), flush=True)
         threading.Thread(target=answer, name="bench", daemon=True).start()
 
     def answer() -> None:

@@ -13,9 +13,11 @@ from otel_metering.contract.meter import Meters, Signal
 from otel_metering.spool import open_spool
 from receiver import rows
 from receiver.admit import MicroBatch
-from receiver.identity import SeenIds
+from receiver.cumulative import Accumulators
 from receiver.metering import Metering
+from receiver.meters_file import MetersFile
 from receiver.otlp.metrics import decode_metrics
+from receiver.seen import SeenIds
 from receiver.store import tables
 from receiver.store.client import Store
 from receiver.store.migrate import migrate
@@ -29,7 +31,7 @@ def decode(shape: Shape, points: int) -> float:
     """Points/s of bytes -> columns, with the stream of each point resolved."""
     bodies = requests(shape, points)
     metering = Metering(Meters())
-    batch = MicroBatch(metering, SeenIds(), now_ns=SystemClock().now_ns(), new_id=new_id)
+    batch = micro_batch(metering, SeenIds())
     batch.add_otlp(Signal.METRIC, bodies[0], SENDER)
     began = time.perf_counter()
     for body in bodies:
@@ -57,7 +59,7 @@ def receive(shape: Shape, points: int, group: int) -> dict[str, float]:
             return result
 
         for first in range(0, len(bodies), group):
-            batch = MicroBatch(metering, seen, now_ns=clock.now_ns(), new_id=new_id)
+            batch = micro_batch(metering, seen)
             for body in bodies[first : first + group]:
                 timed(
                     "decode + meter",
@@ -65,21 +67,26 @@ def receive(shape: Shape, points: int, group: int) -> dict[str, float]:
                 )
             admitted = timed("admit + encode", batch.admit)
             timed("spool (fsync)", lambda admitted=admitted: spool.append(admitted.entries))
-            timed("remember", lambda admitted=admitted: seen.add(*admitted.ids))
+            timed("remember", lambda admitted=admitted: seen.add(admitted.ids, 0, clock.now_ns()))
         spool.close()
     return {step: seconds / points * 1e6 for step, seconds in steps.items()}
 
 
 def insert(shape: Shape, points: int) -> dict[str, float]:
     """Rows/s of the same rows, inserted directly; and with spreading them out of spool entries."""
-    bodies = requests(shape, points)
-    metering, clock = Metering(Meters()), SystemClock()
-    per_entry = max(ROWS_PER_INSERT // shape.points_per_request, 1)
+    return insert_bodies(Signal.METRIC, requests(shape, points), shape.points_per_request)
+
+
+def insert_bodies(signal: Signal, bodies: list[bytes], points_per_request: int) -> dict[str, float]:
+    """The same for requests of any signal."""
+    metering, clock = Metering(MetersFile(None, SystemClock()).meters), SystemClock()
+    per_entry = max(ROWS_PER_INSERT // points_per_request, 1)
+    points = len(bodies) * points_per_request
     payloads = []
     for first in range(0, len(bodies), per_entry):
-        batch = MicroBatch(metering, SeenIds(), now_ns=clock.now_ns(), new_id=new_id)
+        batch = micro_batch(metering, SeenIds())
         for body in bodies[first : first + per_entry]:
-            batch.add_otlp(Signal.METRIC, body, SENDER)
+            batch.add_otlp(signal, body, SENDER)
         payloads.append(batch.admit().entries[0][1])
     with tempfile.TemporaryDirectory() as folder:
         store = Store(f"chdb://{folder}")
@@ -98,6 +105,16 @@ def insert(shape: Shape, points: int) -> dict[str, float]:
         "cpu_us_per_row": cpu / points * 1e6,
         "spread_us_per_row": spread / points * 1e6,
     }
+
+
+def micro_batch(metering: Metering, seen: SeenIds) -> MicroBatch:
+    return MicroBatch(
+        metering,
+        seen,
+        Accumulators(lambda keys: {}),
+        now_ns=SystemClock().now_ns(),
+        new_id=new_id,
+    )
 
 
 def new_id() -> bytes:

@@ -1,6 +1,7 @@
 """Who is asking, what they may do, and whose usage they may touch.
 
-A route names what it needs by the type of its `principal`: `Ingester`, `Reader` or `Administrator`.
+A route names what it needs by the type of its `principal`: `Ingester`, `Reader`, `Administrator` or
+`Operator`.
 Checking a key reads memory only, so all of this runs on the event loop.
 """
 
@@ -52,9 +53,37 @@ def _requires(scope: Scope) -> Callable[[Principal], Awaitable[Principal]]:
     return check
 
 
+def _check_unbound(principal: Principal) -> None:
+    if principal.tenant_id is not None:
+        raise ForbiddenError(
+            f"this is about the whole service, and key {principal.key_id} is bound to tenant "
+            f"{principal.tenant_id!r}; use a key that is bound to none"
+        )
+
+
+async def _operator(
+    principal: Annotated[Principal, Depends(_requires(Scope.ADMIN))],
+) -> Principal:
+    _check_unbound(principal)
+    return principal
+
+
 Ingester = Annotated[Principal, Depends(_requires(Scope.INGEST))]
 Reader = Annotated[Principal, Depends(_requires(Scope.QUERY))]
 Administrator = Annotated[Principal, Depends(_requires(Scope.ADMIN))]
+Operator = Annotated[Principal, Depends(_operator)]
+"""An administrator of all tenants."""
+
+
+async def check_metrics_access(
+    services: ServicesDep,
+    bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
+    header: Annotated[str | None, Security(_header)],
+) -> None:
+    """Who reads the numbers of the service may query, and is bound to no tenant; or they are public."""
+    if not services.is_metrics_public:
+        principal = await _requires(Scope.QUERY)(await _authenticate(services, bearer, header))
+        _check_unbound(principal)
 
 
 def reachable_tenant(principal: Principal, asked: str | None) -> str | None:

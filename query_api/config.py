@@ -15,3 +15,7 @@ class Settings(BaseSettings):
     api_port: Annotated[int, Field(ge=0, le=65535)] = Field(
         8080, description="Query API; 0: any free port."
     )
+    metrics_public: bool = Field(
+        default=False,
+        description="Whether /metrics needs no key. Else: one with scope query, of no tenant.",
+    )

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,11 +23,16 @@ from otel_metering.contract.meter import Signal
 from otel_metering.errors import ConfigurationError, MeteringError, UnavailableError
 from query_api import config
 from query_api.app import create_app
-from query_api.services import Services
+from query_api.services import Fate, Held, Resubmitted, Services
+from receiver.admit import Outcome
 from receiver.app import Receiver
 from receiver.config import Settings
+from receiver.exposition import exposition
+from receiver.http_connection import KEEP_ALIVE_SECONDS, bounded_connection
 from receiver.ingest import Work
+from receiver.replay import rehearse, replay
 from receiver.store.keys import Principal, Scope
+from receiver.tls import CHECK_SECONDS, Tls
 from receiver.usage import Reason, Sender
 
 STOP_GRACE_SECONDS: Final = 5.0
@@ -84,14 +90,26 @@ async def serve(
     servers: list[_Server] = []
     try:
         admin_key = await asyncio.to_thread(ensure_admin_key, receiver, settings)
-        otlp_http = _Server(receiver.http, settings.otlp_host, settings.otlp_http_port, "OTLP/HTTP")
+        tls = receiver.tls
+        otlp_http = _Server(
+            receiver.http,
+            settings.otlp_host,
+            settings.otlp_http_port,
+            "OTLP/HTTP",
+            read_timeout_seconds=settings.otlp_http_read_timeout_seconds,
+            tls=None if tls is None else tls.context(asks_clients=True),
+        )
         api = _Server(
-            create_app(services(receiver, clock)),
+            create_app(services(receiver, clock, is_metrics_public=api_settings.metrics_public)),
             api_settings.api_host,
             api_settings.api_port,
             "the query API",
+            read_timeout_seconds=settings.otlp_http_read_timeout_seconds,
+            tls=None if tls is None else tls.context(asks_clients=False),
         )
         servers = [otlp_http, api]
+        for name, server in (("http", otlp_http), ("api", api)):
+            receiver.telemetry.gauge("edge", "connections", server.count, transport=name)
         grpc_port = await receiver.grpc.start(settings.otlp_host, settings.otlp_grpc_port)
         for server in servers:
             await server.start()
@@ -103,13 +121,24 @@ async def serve(
                 admin_key=admin_key,
             )
         )
-        await stopping.wait()
+        await _until(stopping, tls)
     finally:
         await asyncio.gather(
             receiver.grpc.stop(STOP_GRACE_SECONDS), *(server.stop() for server in servers)
         )
         is_drained = await asyncio.to_thread(receiver.stop)
     return is_drained
+
+
+async def _until(stopping: asyncio.Event, tls: Tls | None) -> None:
+    """Wait for the end, and take over certificates that change."""
+    while not stopping.is_set():
+        try:
+            async with asyncio.timeout(None if tls is None else CHECK_SECONDS):
+                await stopping.wait()
+        except TimeoutError:
+            if tls is not None:
+                tls.reload()
 
 
 def ensure_admin_key(receiver: Receiver, settings: Settings) -> str | None:
@@ -130,22 +159,42 @@ def ensure_admin_key(receiver: Receiver, settings: Settings) -> str | None:
     return text if given is None else None
 
 
-def services(receiver: Receiver, clock: Clock) -> Services:
+def services(receiver: Receiver, clock: Clock, *, is_metrics_public: bool = False) -> Services:
     """What the query API needs of a receiver in the same process."""
 
     def submit(events: Sequence[UsageEvent], principal: Principal) -> Admission:
         sender = Sender(key_id=principal.key_id, bound_tenant=principal.tenant_id)
         work = Work(sender=sender, signal=Signal.EVENT, events=events)
+        request = receiver.telemetry.request("api", Signal.EVENT)
         try:
             outcome = receiver.ingest.submit(work).result(SUBMIT_TIMEOUT_SECONDS)
+            request.acknowledge()
+        except MeteringError as error:
+            request.refuse(error)
+            raise
         except TimeoutError as error:
             raise UnavailableError(
                 f"the events were not stored within {SUBMIT_TIMEOUT_SECONDS:.0f} s; send them again: "
                 "with their event_id they count once"
             ) from error
+        finally:
+            request.end()
         # Another event under a used id counts no second time either; it is also in quarantine.
         repeated = outcome.duplicates + outcome.reasons[Reason.CONFLICT]
         return Admission(accepted=outcome.accepted, duplicates=repeated, rejected=outcome.rejected)
+
+    def resubmit(items: Sequence[Held], *, is_dry: bool) -> Sequence[Resubmitted]:
+        works = [
+            Work(
+                sender=Sender(key_id=item.key_id, bound_tenant=item.bound_tenant),
+                signal=item.signal,
+                body=item.payload,
+            )
+            for item in items
+        ]
+        if is_dry:
+            return [_fate(answer) for answer in rehearse(works, receiver.meters, clock)]
+        return [_fate(answer) for answer in replay(works, receiver.ingest, receiver.telemetry)]
 
     return Services(
         store=receiver.store,
@@ -153,6 +202,9 @@ def services(receiver: Receiver, clock: Clock) -> Services:
         clock=clock,
         meters=lambda: receiver.meters,
         submit=submit,
+        metrics=lambda: exposition(receiver.telemetry.read()),
+        is_metrics_public=is_metrics_public,
+        resubmit=resubmit,
         checks={
             "database": lambda: _check_database(receiver),
             "ingest": lambda: _check_ingest(receiver),
@@ -161,6 +213,21 @@ def services(receiver: Receiver, clock: Clock) -> Services:
             "writer": lambda: _check_writer(receiver),
         },
     )
+
+
+def _fate(answer: Outcome | MeteringError) -> Resubmitted:
+    """What became of one item; one that feeds several meters is replayed if it counts for any."""
+    if isinstance(answer, UnavailableError):
+        return Resubmitted(fate=Fate.UNAVAILABLE, detail=str(answer))
+    if isinstance(answer, MeteringError):
+        return Resubmitted(fate=Fate.QUARANTINED, detail=str(answer))
+    if answer.quarantined:
+        return Resubmitted(fate=Fate.QUARANTINED, detail=answer.warning)
+    if answer.accepted:
+        return Resubmitted(fate=Fate.REPLAYED)
+    if answer.ignored:
+        return Resubmitted(fate=Fate.IGNORED, detail="ignored: it is not usage of any meter")
+    return Resubmitted(fate=Fate.DUPLICATE)
 
 
 def _check_database(receiver: Receiver) -> str:
@@ -191,14 +258,28 @@ def _check_writer(receiver: Receiver) -> str:
 class _Server:
     """One uvicorn server on this loop, which leaves signals to `serve`."""
 
-    def __init__(self, app: Any, host: str, port: int, name: str) -> None:  # noqa: ANN401 - uvicorn's type
+    def __init__(
+        self,
+        app: Any,  # noqa: ANN401 - uvicorn's type
+        host: str,
+        port: int,
+        name: str,
+        *,
+        read_timeout_seconds: float,
+        tls: ssl.SSLContext | None,
+    ) -> None:
         self._host, self._port, self._name = host, port, name
+        self._scheme = "http" if tls is None else "https"
         self._server = _QuietServer(
             uvicorn.Config(
                 app,
                 log_level="warning",
                 access_log=False,
                 lifespan="off",
+                http=bounded_connection(read_timeout_seconds),
+                ws="none",
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                ssl_context_factory=None if tls is None else lambda _configuration, _default: tls,
                 timeout_graceful_shutdown=int(STOP_GRACE_SECONDS),
             )
         )
@@ -207,8 +288,12 @@ class _Server:
 
     @property
     def address(self) -> str:
-        """http://host:port."""
-        return f"http://{self._host}:{self._port}"
+        """http://host:port, or https."""
+        return f"{self._scheme}://{self._host}:{self._port}"
+
+    def count(self) -> int:
+        """How many connections are open."""
+        return len(self._server.server_state.connections)
 
     async def start(self) -> None:
         """Listen.

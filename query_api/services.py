@@ -2,15 +2,67 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from enum import StrEnum
+from typing import Annotated, Protocol
 
 from fastapi import Depends, Request
 
 from otel_metering.clock import Clock
 from otel_metering.contract.event import Admission, UsageEvent
-from otel_metering.contract.meter import Meters
+from otel_metering.contract.meter import Meters, Signal
 from receiver.store.client import Store
 from receiver.store.keys import ApiKeys, Principal
+
+
+class Fate(StrEnum):
+    """What became of an item of quarantine."""
+
+    REPLAYED = "replayed"
+    DUPLICATE = "duplicate"
+    QUARANTINED = "quarantined"
+    IGNORED = "ignored"
+    UNKNOWN_KEY = "unknown_key"
+    UNAVAILABLE = "unavailable"
+    DISCARDED = "discarded"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """An item of quarantine as it was sent.
+
+    Attributes:
+        signal: Which; never an event of the JSON API.
+        payload: An OTLP export request with this item, protobuf.
+        key_id: The key that sent it.
+        bound_tenant: The only tenant that this key may write; None: any.
+    """
+
+    signal: Signal
+    payload: bytes
+    key_id: str
+    bound_tenant: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resubmitted:
+    """What became of an item that was sent again, and why."""
+
+    fate: Fate
+    detail: str = ""
+
+
+class Resubmit(Protocol):
+    """Sends items through ingest again."""
+
+    def __call__(self, items: Sequence[Held], *, is_dry: bool) -> Sequence[Resubmitted]:
+        """The fate of each, in their order, once it is durable; `is_dry`: what it would be."""
+        ...
+
+
+def no_receiver(items: Sequence[Held], *, is_dry: bool) -> Sequence[Resubmitted]:
+    """Nothing can be sent again from a process without a receiver."""
+    detail = "there is no receiver in this process"
+    return [Resubmitted(fate=Fate.UNAVAILABLE, detail=detail) for _ in items]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +76,10 @@ class Services:
         meters: The definitions in force.
         submit: Admits events; blocks until all that it accepts is durable. It rejects single events
             by index, and raises UnavailableError if nothing may be accepted now.
+        metrics: The numbers of the receiver in this process, in the text format of Prometheus; None:
+            there is no receiver here.
+        is_metrics_public: Whether they may be read without a key.
+        resubmit: Sends items of quarantine through ingest again.
         checks: Health, by name: each returns a short detail, or raises MeteringError.
     """
 
@@ -33,6 +89,9 @@ class Services:
     meters: Callable[[], Meters]
     submit: Callable[[Sequence[UsageEvent], Principal], Admission]
     checks: Mapping[str, Callable[[], str]]
+    metrics: Callable[[], str] | None = None
+    is_metrics_public: bool = False
+    resubmit: Resubmit = no_receiver
 
 
 async def _services(request: Request) -> Services:

@@ -22,8 +22,9 @@ from otel_metering.contract.event import UsageEvent
 from otel_metering.contract.meter import Signal
 from otel_metering.errors import InvalidUsageError
 from receiver import identity, rows, singles
+from receiver.asked import Found
 from receiver.cumulative import Accumulators
-from receiver.identity import Words
+from receiver.identity import Ids, Words
 from receiver.metering import Metering
 from receiver.otlp import items, metrics
 from receiver.otlp.items import ItemGroup
@@ -32,7 +33,7 @@ from receiver.points import Points, Refused, take
 from receiver.quantity import Ints
 from receiver.quarantine import refused_item, refused_point
 from receiver.rows import EventColumns
-from receiver.seen import Found, Ids, SeenIds
+from receiver.seen import SeenIds
 from receiver.singles import ApiEvents, IdFactory, Singles
 from receiver.usage import Reason, Refusal, Sender, Verdict
 
@@ -87,12 +88,14 @@ class Admitted:
     Attributes:
         entries: (key, payload) for the spool, all in one transaction; may be empty.
         states: (key, state) of cumulative series, for the same transaction.
+        row_count: Rows of usage and quarantine in `entries`.
         ids: To remember as seen once the transaction is on disk.
         outcomes: One for each request, in the order they were added.
     """
 
     entries: list[tuple[str, bytes]]
     states: list[tuple[bytes, bytes]]
+    row_count: int
     ids: Ids
     outcomes: list[Outcome]
 
@@ -200,6 +203,7 @@ class MicroBatch:
         return Admitted(
             entries=entries,
             states=states,
+            row_count=sum(map(len, [*increases, *point_events, *single_events])) + len(aside),
             ids=ids,
             outcomes=[request.outcome for request in self._requests],
         )

@@ -1,29 +1,30 @@
 """Builds the receiver from its settings, starts it, and stops it in order."""
 
-import logging
-
-import numpy as np
+import socket
+from collections.abc import Callable
 
 from otel_metering.clock import Clock
 from otel_metering.contract.meter import Meters
 from otel_metering.spool import Spool, open_spool
 from receiver.config import Settings
-from receiver.grpc_server import GrpcServer
+from receiver.cors import Cors
+from receiver.grpc_server import ConnectionLimits, GrpcServer
 from receiver.http_server import HttpApp
-from receiver.identity import Words
 from receiver.ingest import Ingest, Limits
+from receiver.instruments import observe
+from receiver.load import load_seen_ids
 from receiver.metering import Metering
 from receiver.meters_file import MetersFile
+from receiver.pipeline_stats import PipelineStats
 from receiver.restore import restore_states
-from receiver.rows import ids_of, words_of
-from receiver.seen import Ids, SeenIds
-from receiver.store import tables
+from receiver.rows import admitted_at_ms
+from receiver.seen import SeenIds
 from receiver.store.client import Store
 from receiver.store.keys import ApiKeys
 from receiver.store.migrate import migrate
+from receiver.telemetry import Telemetry
+from receiver.tls import from_settings
 from receiver.writer import Writer
-
-_log = logging.getLogger(__name__)
 
 
 class Receiver:
@@ -38,6 +39,8 @@ class Receiver:
         writer: Takes the spool into the database.
         grpc: The OTLP/gRPC server.
         http: The OTLP/HTTP application.
+        telemetry: What it counts of itself.
+        tls: The certificates of every edge; None: no TLS.
     """
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
@@ -48,6 +51,7 @@ class Receiver:
             UnavailableError: The database did not answer.
         """
         self._settings = settings
+        self.tls = from_settings(settings)
         self.meters_file = MetersFile(settings.meters_file, clock)
         # The lock of the spool comes first: a second process must not touch the engine's files.
         self.spool: Spool = open_spool(
@@ -57,10 +61,15 @@ class Receiver:
         migrate(self.store, clock)
         restore_states(self.store, self.spool)
         self.keys = ApiKeys(self.store, clock)
-        self.writer = Writer(self.spool, self.store, clock)
+        self.telemetry = Telemetry(clock)
+        self.stats = PipelineStats(
+            self.telemetry, self.store, settings.instance or socket.gethostname()
+        )
+        seen = load_seen_ids(self.store, self.spool, clock, max_bytes=settings.max_ids_bytes)
+        self.writer = Writer(self.spool, self.store, clock, seen.written, self.telemetry)
         self.ingest = Ingest(
             metering=Metering(self.meters),
-            seen=load_seen_ids(self.store, self.spool),
+            seen=seen,
             spool=self.spool,
             clock=clock,
             limits=Limits(
@@ -70,10 +79,42 @@ class Receiver:
             ),
             pace=self.writer.pace,
             on_commit=self.writer.notify,
+            telemetry=self.telemetry,
         )
-        limit = settings.max_request_bytes
-        self.grpc = GrpcServer(self.ingest, self.keys, max_request_bytes=limit)
-        self.http = HttpApp(self.ingest, self.keys, max_request_bytes=limit)
+        observe_state(
+            self.telemetry,
+            spool=self.spool,
+            seen=seen,
+            count_streams=lambda: self.ingest.stream_count,
+        )
+        self.telemetry.gauge("ingest", "meters_stale", lambda: self.meters_file.problem is not None)
+        self.grpc = GrpcServer(
+            self.ingest,
+            self.keys,
+            limits=ConnectionLimits(
+                request_bytes=settings.max_request_bytes,
+                streams=settings.otlp_grpc_max_concurrent_streams,
+                age_seconds=settings.otlp_grpc_max_connection_age_seconds,
+                age_grace_seconds=settings.otlp_grpc_max_connection_age_grace_seconds,
+            ),
+            tls=self.tls,
+            telemetry=self.telemetry,
+            is_healthy=lambda: (
+                self.ingest.is_exact and self.spool.byte_count < self.spool.max_bytes
+            ),
+        )
+        self.http = HttpApp(
+            self.ingest,
+            self.keys,
+            max_request_bytes=settings.max_request_bytes,
+            read_timeout_seconds=settings.otlp_http_read_timeout_seconds,
+            cors=Cors(
+                settings.cors_origins,
+                settings.cors_headers,
+                max_age_seconds=settings.otlp_cors_max_age_seconds,
+            ),
+            telemetry=self.telemetry,
+        )
 
     @property
     def meters(self) -> Meters:
@@ -85,7 +126,8 @@ class Receiver:
         self.keys.start()
         self.writer.start()
         self.ingest.start()
-        self.meters_file.start(lambda meters: self.ingest.replace_metering(Metering(meters)))
+        self.stats.start()
+        self.meters_file.start(self._replace_meters)
 
     def stop(self) -> bool:
         """Finish what was queued, write the spool into the database, close. Call it when no edge listens.
@@ -96,24 +138,28 @@ class Receiver:
         self.meters_file.stop()
         self.ingest.stop()
         is_drained = self.writer.stop(self._settings.drain_seconds)
+        self.stats.stop()
         self.keys.stop()
         self.spool.close()
         self.store.close()
         return is_drained
 
+    def _replace_meters(self, meters: Meters) -> None:
+        self.ingest.replace_metering(Metering(meters))
+        self.telemetry.reloaded()
 
-def load_seen_ids(store: Store, spool: Spool) -> SeenIds:
-    """Every identity that was ever admitted: those in the database, and those on their way to it."""
-    seen = SeenIds()
 
-    def add(words: tuple[Words, Words]) -> None:
-        none = np.zeros(len(words[0]), np.int64)
-        seen.add(Ids(*words, none, none.view(np.uint64)), 0)
-
-    for table in (tables.EVENTS, tables.QUARANTINE):
-        for ids in store.stream_column(f"SELECT event_id FROM {table}"):  # noqa: S608 - from tables.py
-            add(words_of(ids))
-    for entry in spool.entries():
-        add(ids_of(entry.payload))
-    _log.debug("Ids loaded", extra={"event": "ids_loaded", "ids": len(seen)})
-    return seen
+def observe_state(
+    telemetry: Telemetry, *, spool: Spool, seen: SeenIds, count_streams: Callable[[], int]
+) -> None:
+    """Let `telemetry` see how much is held, and since when."""
+    telemetry.gauge("spool", "entries", lambda: spool.entry_count)
+    telemetry.gauge("spool", "size", lambda: spool.byte_count)
+    telemetry.gauge("ingest", "ids", lambda: len(seen))
+    telemetry.gauge("ingest", "ids_size", lambda: seen.byte_count)
+    telemetry.gauge("ingest", "streams", count_streams)
+    oldest = next(spool.entries(), None)
+    if oldest is not None:
+        since_ms = admitted_at_ms(oldest.payload)
+        telemetry.found(entries=spool.entry_count, since_ns=since_ms * 1_000_000)
+    observe(telemetry)

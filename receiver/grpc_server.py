@@ -6,40 +6,79 @@ answered: an exception in grpcio's own deserializer would be INTERNAL, which des
 
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Final, NoReturn
 
 import grpc
-from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.duration_pb2 import Duration
-from google.rpc.error_details_pb2 import RetryInfo
-from google.rpc.status_pb2 import Status as RpcStatus
 
 from otel_metering.contract.meter import Signal
 from otel_metering.errors import ConfigurationError, MeteringError, UnavailableError
 from receiver.auth import authenticate
+from receiver.health import Health
 from receiver.ingest import Ingest, Work
-from receiver.responses import encode_response
-from receiver.status import RETRY_AFTER_SECONDS, Status, status_of
+from receiver.responses import encode_error, encode_response, message_of, retry_info
+from receiver.status import status_of
 from receiver.store.keys import ApiKeys
+from receiver.telemetry import Telemetry
+from receiver.tls import Tls
 
-_METHODS: Final = {
-    "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export": Signal.METRIC,
-    "/opentelemetry.proto.collector.trace.v1.TraceService/Export": Signal.SPAN,
-    "/opentelemetry.proto.collector.logs.v1.LogsService/Export": Signal.LOG,
+_SERVICES: Final = {
+    "opentelemetry.proto.collector.metrics.v1.MetricsService": Signal.METRIC,
+    "opentelemetry.proto.collector.trace.v1.TraceService": Signal.SPAN,
+    "opentelemetry.proto.collector.logs.v1.LogsService": Signal.LOG,
 }
+
+_PROFILES: Final = "/opentelemetry.proto.collector.profiles.v1development.ProfilesService/Export"
+
+_KEEPALIVE_MS: Final = 60_000
+"""Silence after which a client is asked whether it is still there."""
+
+_KEEPALIVE_TIMEOUT_MS: Final = 20_000
+
+_MIN_PING_MS: Final = 10_000
+"""Clients may ask as often as this, also between calls; grpc's own bound is five minutes."""
 
 _log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionLimits:
+    """Bounds of the server.
+
+    Attributes:
+        request_bytes: Largest request, after decompression.
+        streams: Calls at once on one connection.
+        age_seconds: When a connection is ended in order; 0: never.
+        age_grace_seconds: How long its calls may still take.
+    """
+
+    request_bytes: int
+    streams: int
+    age_seconds: int
+    age_grace_seconds: int
+
+
 class GrpcServer:
     """Listens for OTLP/gRPC."""
 
-    def __init__(self, ingest: Ingest, keys: ApiKeys, *, max_request_bytes: int) -> None:
+    def __init__(
+        self,
+        ingest: Ingest,
+        keys: ApiKeys,
+        *,
+        limits: ConnectionLimits,
+        tls: Tls | None,
+        is_healthy: Callable[[], bool],
+        telemetry: Telemetry | None = None,
+    ) -> None:
         self._ingest = ingest
         self._keys = keys
-        self._max_request_bytes = max_request_bytes
+        self._limits = limits
+        self._tls = tls
+        self._health = Health(frozenset(_SERVICES), is_healthy)
+        self._telemetry = telemetry or Telemetry()
         self._server: grpc.aio.Server | None = None
 
     async def start(self, host: str, port: int) -> int:
@@ -48,21 +87,18 @@ class GrpcServer:
         Raises:
             ConfigurationError: The address cannot be listened on.
         """
-        server = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", self._max_request_bytes),
-                (
-                    "grpc.so_reuseport",
-                    0,
-                ),  # a second receiver on the port is an error, not a coin toss
-            ]
-        )
-        server.add_generic_rpc_handlers((_Export(self._handle),))
+        server = grpc.aio.server(options=_options(self._limits))
+        server.add_generic_rpc_handlers((_Methods(self._handle, self._health),))
+        address = f"{host}:{port}"
         try:
-            bound = server.add_insecure_port(f"{host}:{port}")
+            bound = (
+                server.add_insecure_port(address)
+                if self._tls is None
+                else server.add_secure_port(address, _credentials(self._tls))
+            )
         except RuntimeError as error:
             raise ConfigurationError(
-                f"OTLP/gRPC cannot listen on {host}:{port}; choose another METERING_OTLP_GRPC_PORT"
+                f"OTLP/gRPC cannot listen on {address}; choose another METERING_OTLP_GRPC_PORT"
             ) from error
         await server.start()
         self._server = server
@@ -70,10 +106,12 @@ class GrpcServer:
 
     async def stop(self, grace_seconds: float) -> None:
         """Refuse new calls, and let those that run end for `grace_seconds`."""
+        self._health.stop()
         if self._server is not None:
             await self._server.stop(grace_seconds)
 
     async def _handle(self, signal: Signal, body: bytes, context: Context) -> bytes:
+        request = self._telemetry.request("grpc", signal)
         try:
             headers = {
                 str(key): value
@@ -83,25 +121,32 @@ class GrpcServer:
             sender = authenticate(headers, self._keys)
             work = Work(sender=sender, signal=signal, body=body)
             outcome = await self._ingest.request(work)
+            request.acknowledge()
         except MeteringError as error:
-            await _abort(context, status_of(error), str(error))
+            request.refuse(error)
+            await _abort(context, error)
         except Exception as error:  # noqa: BLE001 - grpcio would answer UNKNOWN, which destroys data
+            request.refuse(error)
             _log.error("A call failed", exc_info=error, extra={"event": "grpc_failed"})
-            await _abort(context, status_of(UnavailableError()), "the receiver failed")
+            await _abort(context, UnavailableError("the receiver failed"))
+        finally:
+            request.end()
         return encode_response(outcome)
 
 
 Handle = Callable[[Signal, bytes, Context], Awaitable[bytes]]
 
 
-class _Export(grpc.GenericRpcHandler):
+class _Methods(grpc.GenericRpcHandler):
     """Finds the handler of each method."""
 
-    def __init__(self, handle: Handle) -> None:
+    def __init__(self, handle: Handle, health: Health) -> None:
         self._handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-            method: grpc.unary_unary_rpc_method_handler(self._bind(handle, signal))
-            for method, signal in _METHODS.items()
+            f"/{service}/Export": grpc.unary_unary_rpc_method_handler(self._bind(handle, signal))
+            for service, signal in _SERVICES.items()
         }
+        self._handlers[_PROFILES] = grpc.unary_unary_rpc_method_handler(_refuse_profiles)
+        self._handlers |= health.handlers()
 
     def service(
         self, handler_call_details: grpc.HandlerCallDetails
@@ -117,16 +162,50 @@ class _Export(grpc.GenericRpcHandler):
         return export
 
 
-async def _abort(context: Context, status: Status, message: str) -> NoReturn:
-    """End the call with `status`."""
-    trailers: list[tuple[str, str | bytes]] = []
-    if status.is_retryable:
-        retry = RetryInfo(retry_delay=Duration(seconds=RETRY_AFTER_SECONDS))
-        details = RpcStatus(code=status.number, message=message)
-        packed = AnyMessage()
-        packed.Pack(retry)
-        details.details.append(packed)
-        # The Go exporter reads the first, the Python exporter the second.
-        trailers.append(("grpc-status-details-bin", details.SerializeToString()))
+async def _refuse_profiles(_: bytes, context: Context) -> bytes:
+    await context.abort(
+        grpc.StatusCode.UNIMPLEMENTED,
+        "profiles hold no usage and are not taken; send metrics, traces or logs",
+    )
+
+
+def _options(limits: ConnectionLimits) -> list[tuple[str, int]]:
+    options = [
+        ("grpc.max_receive_message_length", limits.request_bytes),
+        # A second receiver on the port is an error, not a coin toss.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_concurrent_streams", limits.streams),
+        ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", _MIN_PING_MS),
+    ]
+    if limits.age_seconds:
+        options += [
+            ("grpc.max_connection_age_ms", limits.age_seconds * 1_000),
+            ("grpc.max_connection_age_grace_ms", limits.age_grace_seconds * 1_000),
+        ]
+    return options
+
+
+def _credentials(tls: Tls) -> grpc.ServerCredentials:
+    # Asked at each handshake, so a certificate that was read again is the next client's.
+    def configuration() -> grpc.ServerCertificateConfiguration:
+        files = tls.current
+        return grpc.ssl_server_certificate_configuration(
+            [(files.key, files.certificate)], root_certificates=files.client_ca
+        )
+
+    asks_clients = tls.current.client_ca is not None
+    return grpc.dynamic_ssl_server_credentials(configuration(), configuration, asks_clients)
+
+
+async def _abort(context: Context, error: MeteringError) -> NoReturn:
+    """End the call with the status of `error`."""
+    # The Go exporter reads the first, the Python exporter the second.
+    trailers: list[tuple[str, str | bytes]] = [("grpc-status-details-bin", encode_error(error))]
+    retry = retry_info(error)
+    if retry is not None:
         trailers.append(("google.rpc.retryinfo-bin", retry.SerializeToString()))
-    await context.abort(grpc.StatusCode[status.code], message, tuple(trailers))
+    code = grpc.StatusCode[status_of(error).code]
+    await context.abort(code, message_of(error), tuple(trailers))

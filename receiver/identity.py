@@ -13,7 +13,8 @@ the database knows how it may be looked up; the other 126 bits are the hash.
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import blake2b
 from typing import Final
@@ -141,3 +142,43 @@ def _rotate(word: Words, bits: int) -> None:
     high = word >> np.uint64(64 - bits)
     word <<= np.uint64(bits)
     word |= high
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ids:
+    """Identities of rows, as columns of one length.
+
+    Attributes:
+        first: First eight bytes of each identity.
+        second: Second eight bytes, which hold its `Kind`.
+        time_ns: The row's timestamp.
+        content: Of EXPLICIT ids: eight bytes of a digest of what the event says; 0 elsewhere.
+    """
+
+    first: Words
+    second: Words
+    time_ns: NDArray[np.int64]
+    content: Words
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def take(self, places: NDArray[np.int64] | NDArray[np.bool_]) -> "Ids":
+        """The rows at these places, or those that are True."""
+        return Ids(
+            first=self.first[places],
+            second=self.second[places],
+            time_ns=self.time_ns[places],
+            content=self.content[places],
+        )
+
+
+def join_ids(pieces: Sequence[Ids]) -> Ids:
+    """The rows of all pieces, in their order."""
+    none, no_time = np.zeros(0, np.uint64), np.zeros(0, np.int64)
+    return Ids(
+        first=np.concatenate([none, *(piece.first for piece in pieces)]),
+        second=np.concatenate([none, *(piece.second for piece in pieces)]),
+        time_ns=np.concatenate([no_time, *(piece.time_ns for piece in pieces)]),
+        content=np.concatenate([none, *(piece.content for piece in pieces)]),
+    )

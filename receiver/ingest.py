@@ -29,6 +29,7 @@ from receiver.identity import ID_BYTES
 from receiver.metering import Metering
 from receiver.rate_limit import RateLimit
 from receiver.seen import SeenIds
+from receiver.telemetry import Telemetry
 from receiver.usage import Sender
 
 MAX_BATCH_BYTES: Final = 8 * 2**20
@@ -98,6 +99,7 @@ class Ingest:
         limits: Limits,
         pace: Callable[[], None],
         on_commit: Callable[[], None],
+        telemetry: Telemetry | None = None,
     ) -> None:
         """Put it together.
 
@@ -109,6 +111,7 @@ class Ingest:
             limits: What may be taken.
             pace: Called before each micro-batch; may wait a moment to slow senders down.
             on_commit: Called after each commit.
+            telemetry: Counts what becomes of requests and items.
         """
         self._metering = metering
         self._seen = seen
@@ -120,8 +123,9 @@ class Ingest:
         self._on_commit = on_commit
         self._queue: FairQueue[_Waiting] = FairQueue(limits.max_queue_bytes)
         self._rate_limit = RateLimit(limits.max_key_bytes_per_second, clock)
-        # Entries are numbered as they are put; those that wait from before a restart come first.
+        # Entries are numbered as they are put, also by the writer; those from before a restart come first.
         self._last_entry = spool.entry_count
+        self._telemetry = telemetry or Telemetry(clock)
         # False when the spool has what the memory of ids may not have: only a restart, which rebuilds the
         # memory from the spool, makes it safe to admit anything again.
         self._is_exact = True
@@ -131,6 +135,11 @@ class Ingest:
     def is_exact(self) -> bool:
         """Whether it may admit; False: everything is refused until a restart."""
         return self._is_exact
+
+    @property
+    def stream_count(self) -> int:
+        """How many streams are described in the cache."""
+        return len(self._metering.streams)
 
     def start(self) -> None:
         """Begin to work."""
@@ -180,6 +189,8 @@ class Ingest:
         while batch := self._queue.take(max_bytes=MAX_BATCH_BYTES, max_items=MAX_BATCH_REQUESTS):
             self._pace()
             self._process_all(batch)
+            # First: who has an answer finds it counted.
+            self._telemetry.answered([(one.work.sender.key_id, one.answer) for one in batch])
             _answer(batch)
 
     def _process_all(self, batch: Sequence[_Waiting]) -> None:
@@ -231,8 +242,6 @@ class Ingest:
         """Why nothing may be taken now; None: it may."""
         if not self._is_exact:
             return UnavailableError("the memory of ids is not exact any more; restart the receiver")
-        # Ids whose events are in the database can be forgotten: they are found there.
-        self._seen.written(self._last_entry - self._spool.entry_count)
         if not self._seen.has_room:
             return UnavailableError(
                 "the ids of usage that waits for the database fill METERING_MAX_IDS_BYTES; "
@@ -257,11 +266,12 @@ class Ingest:
         try:
             # Only now: an id that is remembered but not stored would destroy what is sent again.
             self._last_entry += len(admitted.entries)
-            self._seen.add(admitted.ids, self._last_entry, now_ns=self._clock.now_ns())
+            self._seen.add(admitted.ids, self._last_entry, self._clock.now_ns())
             self._accumulators.remember(admitted.states)
         except BaseException:
             self._is_exact = False
             raise
+        self._telemetry.committed(entries=len(admitted.entries), rows=admitted.row_count)
         self._on_commit()
 
 

@@ -105,6 +105,11 @@ class MetersFile:
         """The definitions in force."""
         return self._meters
 
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with the file since the definitions were read; None: nothing."""
+        return self._problem
+
     def describe(self) -> str:
         """What is in force since when, and what is wrong with the file since then, for people."""
         count = count_of(self._meters)

@@ -9,13 +9,13 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from receiver.identity import ID_BYTES, Words, to_bytes, to_words
+from receiver.identity import ID_BYTES, Ids, Kind, Words, kinds_of, to_bytes, to_words
 from receiver.quantity import Ints, to_decimal128
 from receiver.usage import Pairs, Series
 
@@ -44,6 +44,8 @@ _SERIES_COLUMNS: Final = {
     "unique_key": pa.string(),
 }
 """Columns of a row that its series decides, in the order of `Series.encoded`."""
+
+_STREAM_PLACE: Final = list(_SERIES_COLUMNS).index("stream_id")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,9 +186,28 @@ def encode_quarantine(rows: Sequence[QuarantineRow], ingested_at_ms: int) -> byt
     return _write(batch.replace_schema_metadata({_INGESTED_AT: str(ingested_at_ms)}))
 
 
-def ids_of(payload: bytes) -> tuple[Words, Words]:
+def ids_of(payload: bytes) -> Ids:
     """The identities in a spool entry, in either kind of payload."""
-    return words_of(_read(payload)[-1]["event_id"])
+    *series, rows = _read(payload)
+    first, second = words_of(rows["event_id"])
+    content = np.zeros(len(first), np.uint64)
+    is_explicit = kinds_of(second) == Kind.EXPLICIT
+    if series and is_explicit.any():
+        streams = [_parse_series(one)[_STREAM_PLACE] for one in series[0]["series"].to_pylist()]
+        stream_first, _ = to_words(b"".join(streams))
+        content[is_explicit] = stream_first[rows["series"].to_numpy()[is_explicit]]
+    time_ns = rows["timestamp"].cast(pa.int64()).to_numpy()
+    return Ids(first=first, second=second, time_ns=time_ns, content=content)
+
+
+def content_of(stream_id: bytes) -> int:
+    """What the row of an EXPLICIT id says, in eight bytes: see `Ids.content`."""
+    return int.from_bytes(stream_id[:8], "little")
+
+
+def admitted_at_ms(payload: bytes) -> int:
+    """When a spool entry was admitted, of either kind of payload: milliseconds since the epoch."""
+    return int(_read(payload)[-1].schema.metadata[_INGESTED_AT])
 
 
 def words_of(column: pa.Array) -> tuple[Words, Words]:
@@ -246,7 +267,7 @@ def _describe(encoded: Iterable[bytes]) -> dict[str, pa.Array]:
 
 
 @lru_cache(maxsize=20_000)
-def _parse_series(encoded: bytes) -> tuple[object, ...]:
+def _parse_series(encoded: bytes) -> tuple[Any, ...]:
     tenant, meter, dimensions, attributes, service, signal, stream, unique_key = json.loads(encoded)
     pairs = [tuple(pair) for pair in dimensions], [tuple(pair) for pair in attributes]
     return tenant, meter, *pairs, service, signal, bytes.fromhex(stream), unique_key

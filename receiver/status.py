@@ -4,6 +4,7 @@ An OTLP client drops its data on any status that is not retryable (OTLP specific
 whatever is not listed here is UNAVAILABLE / 503: the sender keeps its data and tries again.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,6 +38,9 @@ _TABLE: Final[dict[type[BaseException], Status]] = {
     InvalidUsageError: Status(code="INVALID_ARGUMENT", number=3, http=400),
     errors.MalformedPayloadError: Status(code="INVALID_ARGUMENT", number=3, http=400),
     errors.PayloadTooLargeError: Status(code="RESOURCE_EXHAUSTED", number=8, http=413),
+    errors.RateLimitedError: Status(
+        code="RESOURCE_EXHAUSTED", number=8, http=429, is_retryable=True
+    ),
     errors.UnauthenticatedError: Status(code="UNAUTHENTICATED", number=16, http=401),
     errors.PermissionDeniedError: Status(code="PERMISSION_DENIED", number=7, http=403),
     errors.UnsupportedMediaTypeError: Status(code="INVALID_ARGUMENT", number=3, http=415),
@@ -48,3 +52,10 @@ _TABLE: Final[dict[type[BaseException], Status]] = {
 def status_of(error: BaseException) -> Status:
     """How `error` is answered."""
     return _TABLE.get(type(error), UNAVAILABLE)
+
+
+def retry_after_of(error: BaseException) -> int | None:
+    """Seconds after which the same request may succeed; None: it never will."""
+    if isinstance(error, errors.RateLimitedError):
+        return max(0, math.ceil(error.retry_after_seconds))
+    return RETRY_AFTER_SECONDS if status_of(error).is_retryable else None

@@ -7,6 +7,7 @@ and the database stores a token once: so each row is there once, in the table an
 import logging
 import secrets
 import threading
+from collections.abc import Callable
 from typing import Final
 from uuid import UUID
 
@@ -16,6 +17,7 @@ from otel_metering.spool import Batch, Spool
 from receiver import rows
 from receiver.store import tables
 from receiver.store.client import Store
+from receiver.telemetry import Attempt, Telemetry
 
 MAX_BATCH_ENTRIES: Final = 1_024
 MAX_BATCH_BYTES: Final = 4 * 2**20
@@ -41,10 +43,21 @@ _log = logging.getLogger(__name__)
 class Writer:
     """The only reader of the spool."""
 
-    def __init__(self, spool: Spool, store: Store, clock: Clock) -> None:
+    def __init__(
+        self,
+        spool: Spool,
+        store: Store,
+        clock: Clock,
+        on_written: Callable[[int], None] = lambda _: None,
+        telemetry: Telemetry | None = None,
+    ) -> None:
+        """Put it together; `on_written` is told how many entries were stored since the start."""
         self._spool = spool
         self._store = store
         self._clock = clock
+        self._on_written = on_written
+        self._telemetry = telemetry or Telemetry(clock)
+        self._written_count = 0
         self._has_entries = threading.Event()
         self._has_room = threading.Event()
         self._stopping = threading.Event()
@@ -102,19 +115,23 @@ class Writer:
         )
         if batch is None:
             return False
-        self._insert(batch)
-        self._spool.drop(batch)
+        with self._telemetry.attempt(len(batch.entries)) as attempt:
+            self._insert(batch, attempt)
+            self._spool.drop(batch)
+        self._written_count += len(batch.entries)
+        self._on_written(self._written_count)
         self._has_room.set()
         return True
 
-    def _insert(self, batch: Batch) -> None:
+    def _insert(self, batch: Batch, attempt: Attempt) -> None:
         batch_id = UUID(batch.token).bytes
         events = [entry.payload for entry in batch.entries if entry.key == rows.EVENTS_KEY]
         aside = [entry.payload for entry in batch.entries if entry.key == rows.QUARANTINE_KEY]
         if events:
-            self._store.insert(tables.EVENTS, rows.to_events(events, batch_id), token=batch.token)
+            table = attempt.add(tables.EVENTS, rows.to_events(events, batch_id))
+            self._store.insert(tables.EVENTS, table, token=batch.token)
         if aside:
-            table = rows.to_quarantine(aside, batch_id)
+            table = attempt.add(tables.QUARANTINE, rows.to_quarantine(aside, batch_id))
             self._store.insert(tables.QUARANTINE, table, token=batch.token)
 
     def _run(self) -> None:

@@ -8,14 +8,23 @@ hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
 
 
+OPTIONS = {
+    "long": "run the long forms, which take minutes",
+    "peers": "run the tests that build a real OpenTelemetry Collector first, which takes minutes",
+}
+"""Marker -> what the option of the same name does."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", help="run the long forms, which take minutes")
+    for name, meaning in OPTIONS.items():
+        parser.addoption(f"--{name}", action="store_true", help=meaning)
     parser.addoption("--seeds", type=int, default=200, help="how many seeds of faults are tried")
     parser.addoption("--seed", type=int, help="try this seed of faults alone")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--long"):
-        for item in items:
-            if "long" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="a long form; run with --long"))
+    for name in OPTIONS:
+        if not config.getoption(f"--{name}"):
+            for item in items:
+                if item.get_closest_marker(name) is not None:
+                    item.add_marker(pytest.mark.skip(reason=f"run it with --{name}"))

@@ -11,7 +11,7 @@ from typing import Final
 
 import typer
 
-from otel_metering.cli import keys, spool, usage
+from otel_metering.cli import keys, quarantine, spool, usage
 from otel_metering.errors import ConfigurationError
 
 GROUP: Final = "otel_metering.commands"
@@ -31,6 +31,7 @@ def run(arguments: Sequence[str]) -> None:
     )
     usage.register(app)
     keys.register(app)
+    quarantine.register(app)
     spool.register(app)
     asked = arguments[0] if arguments else ""
     if asked not in _names(app):

@@ -86,16 +86,10 @@ class Store:
         with self._handle() as client:
             return client.query_arrow(sql, parameters=dict(parameters or {}))
 
-    def stream_column(self, sql: str) -> Iterator[pa.Array]:
-        """Run a SELECT of one column; yields its values in pieces, so that memory stays flat.
-
-        Raises as `query`.
-        """
+    def stream(self, sql: str) -> Iterator[pa.RecordBatch]:
+        """Run a SELECT; yields its rows in pieces, so that memory stays flat. Raises as `query`."""
         with self._handle() as client, client.query_arrow_stream(sql) as stream:
-            for batch in stream:
-                column = batch.column(0)
-                for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
-                    yield chunk.storage if isinstance(chunk, pa.ExtensionArray) else chunk
+            yield from stream
 
     def execute(self, sql: str, parameters: Mapping[str, object] | None = None) -> None:
         """Run a statement that returns no rows. Raises as `query`."""

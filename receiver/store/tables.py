@@ -5,7 +5,10 @@ from typing import Final
 DATABASE: Final = "metering"
 EVENTS: Final = "metering.events"
 QUARANTINE: Final = "metering.quarantine"
+EXPLICIT_IDS: Final = "metering.explicit_ids"
 API_KEYS: Final = "metering.api_keys"
+PIPELINE_STATS: Final = "metering.pipeline_stats"
+QUARANTINE_RESOLVED: Final = "metering.quarantine_resolved"
 MIGRATIONS: Final = "metering.migrations"
 
 USAGE_MINUTE: Final = "metering.usage_minute"

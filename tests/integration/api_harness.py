@@ -32,6 +32,8 @@ METERS = Meters(
     )
 )
 
+METRICS = "# TYPE numbers counter\nnumbers_total 1\n"
+
 
 @dataclass
 class Ledger:
@@ -113,6 +115,7 @@ def running_api(path: Path) -> Iterator[Api]:
         meters=lambda: METERS,
         submit=ledger.submit,
         checks=checks,
+        metrics=lambda: METRICS,
     )
     app = create_app(services)
     try:

@@ -1,6 +1,7 @@
 """Keys, scopes and tenants on every route; problems, health and the document."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -18,7 +19,7 @@ from query_api.schemas import (
     MetersAnswer,
 )
 from receiver.store.keys import Scope
-from tests.integration.api_harness import Api, running_api
+from tests.integration.api_harness import METRICS, Api, running_api
 
 EVENT = {"tenant_id": "tenant_a", "meter": "api.calls"}
 NEW_KEY = {"name": "new", "scopes": ["query"], "tenant_id": "tenant_a"}
@@ -31,6 +32,11 @@ ROUTES: list[tuple[str, str, dict[str, Any], Scope, int]] = [
     ("POST", "/v1/meter/keys", {"json": NEW_KEY}, Scope.ADMIN, 403),
     ("GET", "/v1/meter/keys", {}, Scope.ADMIN, 200),
     ("DELETE", "/v1/meter/keys/{key_id}", {}, Scope.ADMIN, 404),
+    ("GET", "/v1/meter/quarantine", {}, Scope.ADMIN, 403),
+    ("GET", "/v1/meter/quarantine/summary", {}, Scope.ADMIN, 403),
+    ("POST", "/v1/meter/quarantine/replay", {"json": {}}, Scope.ADMIN, 403),
+    ("POST", "/v1/meter/quarantine/discard", {"json": {"name": "x"}}, Scope.ADMIN, 403),
+    ("GET", "/metrics", {}, Scope.QUERY, 403),
 ]
 OPEN = {"/v1/meter/health", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/"}
 
@@ -100,6 +106,31 @@ def test_a_bound_key_reaches_no_other_tenant(
         assert response.json()["accepted"] == 0
     if status == 200:
         assert {key["tenant_id"] for key in response.json()["data"]} == {"tenant_b"}
+
+
+def test_metrics_may_be_public(api: Api) -> None:
+    before = api.app.state.services
+    api.app.state.services = replace(before, is_metrics_public=True)
+    try:
+        response = api.client().get("/metrics")
+    finally:
+        api.app.state.services = before
+
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert response.text == METRICS
+
+
+def test_a_process_without_a_receiver_has_no_metrics(api: Api) -> None:
+    before = api.app.state.services
+    api.app.state.services = replace(before, metrics=None)
+    try:
+        response = api.client(Scope.QUERY).get("/metrics")
+    finally:
+        api.app.state.services = before
+
+    assert response.status_code == 404
+    assert "no receiver" in response.json()["detail"]
 
 
 def test_a_bound_key_reads_its_tenant_without_naming_it(api: Api) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from typing import Never
 
 import pytest
 
@@ -13,9 +14,10 @@ from otel_metering.errors import UnavailableError
 from otel_metering.spool import Spool, open_spool
 from receiver.admit import Outcome
 from receiver.errors import MalformedPayloadError, RateLimitedError
+from receiver.identity import Ids
 from receiver.ingest import Ingest, Limits, Work
 from receiver.metering import Metering
-from receiver.seen import Ids, SeenIds
+from receiver.seen import SeenIds
 from receiver.usage import Sender
 from tests.otlp import NOON, Data, Point, data_request, metrics_request
 
@@ -254,9 +256,9 @@ class Observed(SeenIds):
         self._is_exact = is_exact
         self.seen_exact: list[bool] = []
 
-    def add(self, ids: Ids, entry_number: int, *, now_ns: int) -> None:
+    def add(self, ids: Ids, entry_number: int, now_ns: int) -> None:
         self.seen_exact.append(self._is_exact())
-        super().add(ids, entry_number, now_ns=now_ns)
+        super().add(ids, entry_number, now_ns)
 
 
 def test_health_does_not_fail_while_a_commit_runs(spool: Spool) -> None:
@@ -268,3 +270,39 @@ def test_health_does_not_fail_while_a_commit_runs(spool: Spool) -> None:
 
     assert observed.seen_exact == [True]
     ingest.stop()
+
+
+class Full(SeenIds):
+    """Memory full of ids that are in no table yet, or of which the database says nothing."""
+
+    def __init__(self, *, has_room: bool) -> None:
+        super().__init__(1, self._away)
+        self._room = has_room
+        self.forget_until(2**63 - 1)
+
+    @property
+    def has_room(self) -> bool:
+        return self._room
+
+    @staticmethod
+    def _away(ids: object, owners: object) -> Never:
+        raise UnavailableError("away")
+
+
+@pytest.mark.parametrize("has_room", [False, True])
+def test_what_cannot_be_told_from_a_duplicate_is_refused_and_counts_later(
+    spool: Spool, has_room: bool
+) -> None:
+    ingest = ingest_into(spool)
+    memory, ingest._seen = ingest._seen, Full(has_room=has_room)
+    bad = Work(sender=SENDER, signal=Signal.METRIC, body=b"\x0a\x7f")
+    futures = [ingest.submit(one) for one in (work("a"), bad, work("b"))]  # one micro-batch
+    ingest.start()
+
+    for number in (0, 2):
+        with pytest.raises(UnavailableError):
+            outcome(futures[number])
+    ingest._seen = memory
+    assert outcome(ingest.submit(work("a"))).accepted == 1
+    ingest.stop()
+    assert spool.entry_count == 1

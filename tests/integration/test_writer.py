@@ -13,8 +13,8 @@ from otel_metering.contract.meter import Meters, Signal
 from otel_metering.errors import ConfigurationError, UnavailableError
 from otel_metering.spool import Spool, open_spool
 from receiver.admit import MicroBatch
-from receiver.app import load_seen_ids
 from receiver.cumulative import Accumulators
+from receiver.load import load_seen_ids
 from receiver.metering import Metering
 from receiver.restore import restore_states
 from receiver.seen import SeenIds
@@ -207,7 +207,7 @@ def test_the_memory_of_ids_is_rebuilt_from_database_and_spool(
     Writer(spool, store, SystemClock()).write_batch()
     put(spool, spooled)
 
-    seen = load_seen_ids(store, spool)
+    seen = load_seen_ids(store, spool, SystemClock(), max_bytes=2**30)
 
     assert put(spool, [*stored, *spooled], seen) == 0
     assert put(spool, new, seen) == 100

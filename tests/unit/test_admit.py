@@ -76,7 +76,7 @@ class Pipe:
 
     def commit(self, batch: MicroBatch) -> Admitted:
         admitted = batch.admit()
-        self._seen.add(admitted.ids, 1)
+        self._seen.add(admitted.ids, 1, NOON)
         self._states.update(admitted.states)
         self._accumulators.remember(admitted.states)
         for key, payload in admitted.entries:

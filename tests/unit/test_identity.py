@@ -5,21 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from receiver import identity
-from receiver.identity import SeenIds
 
 # vectors_sip128 of the reference implementation (Aumasson), messages of whole words.
 REFERENCE = {
     0: "a3817f04ba25a8e66df67214c7550293",
     8: "3b62a9ba6258f5610f83e264f31497b4",
 }
-
-# Few different halves, so that ids share a first or a second half more often than chance would have it.
-ids = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=30)
-
-
-def columns(pairs: list[tuple[int, int]]) -> tuple[identity.Words, identity.Words]:
-    both = np.array(pairs, np.uint64).reshape(-1, 2)
-    return both[:, 0].copy(), both[:, 1].copy()
 
 
 def siphash_in_python(key: bytes, message: bytes) -> bytes:
@@ -76,24 +67,20 @@ def test_siphash_of_columns_equals_the_paper(key: bytes, message: bytes) -> None
     assert found == siphash_in_python(key, message) * 3
 
 
-@given(batches=st.lists(ids, max_size=8), asked=ids)
-def test_seen_ids_are_a_set(
-    batches: list[list[tuple[int, int]]], asked: list[tuple[int, int]]
+@given(id_=st.binary(min_size=16, max_size=16), kind=st.sampled_from(identity.Kind))
+def test_a_mark_is_the_two_low_bits_of_the_ninth_byte_and_changes_nothing_else(
+    id_: bytes, kind: identity.Kind
 ) -> None:
-    seen, expected = SeenIds(), set()
+    marked = identity.mark(id_, kind)
+    first, second = identity.to_words(id_)
 
-    for batch in batches:
-        seen.add(*columns(batch))
-        expected.update(batch)
-
-    assert seen.contains(*columns(asked)).tolist() == [one in expected for one in asked]
-
-
-@given(pairs=ids)
-def test_first_occurrences_are_those_of_a_walk(pairs: list[tuple[int, int]]) -> None:
-    found = identity.first_occurrences(*columns(pairs))
-
-    assert found.tolist() == [pair not in pairs[:i] for i, pair in enumerate(pairs)]
+    assert marked[8] & 3 == kind
+    assert (
+        marked[:8] + bytes([marked[8] & 252]) + marked[9:]
+        == id_[:8] + bytes([id_[8] & 252]) + id_[9:]
+    )
+    assert identity.to_bytes(first, identity.mark_words(second, kind)) == marked
+    assert identity.kinds_of(identity.mark_words(second, kind)).tolist() == [kind]
 
 
 @given(
