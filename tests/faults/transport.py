@@ -17,8 +17,8 @@ from google.protobuf.message import Message
 
 from tests.otlp import PROTOBUF
 
-JSON: Final = False
-"""Whether the receiver takes OTLP/JSON; False: none is sent."""
+JSON: Final = True
+"""Whether OTLP/JSON is sent as well."""
 
 METHODS: Final = {
     "metrics": "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
