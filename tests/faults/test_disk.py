@@ -179,7 +179,7 @@ def test_a_full_disk_of_the_engine_is_loud_holds_everything_and_recovers(data_di
         assert up.stop() == 0
 
 
-def test_a_full_disk_of_both_holds_everything_and_recovers_also_after_a_crash(
+def test_a_full_disk_of_both_holds_everything_and_recovers(
     data_dir: Path,
 ) -> None:
     with running(
