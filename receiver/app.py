@@ -96,6 +96,7 @@ class Receiver:
                 streams=settings.otlp_grpc_max_concurrent_streams,
                 age_seconds=settings.otlp_grpc_max_connection_age_seconds,
                 age_grace_seconds=settings.otlp_grpc_max_connection_age_grace_seconds,
+                has_reflection=settings.otlp_grpc_reflection,
             ),
             tls=self.tls,
             telemetry=self.telemetry,

@@ -49,6 +49,10 @@ class Settings(BaseSettings):
     otlp_grpc_max_concurrent_streams: int = Field(
         256, gt=0, description="Calls at once on one gRPC connection."
     )
+    otlp_grpc_reflection: bool = Field(
+        default=False,
+        description="Whether gRPC clients may ask, without a key, which services there are.",
+    )
     otlp_cors_allowed_origins: str = Field(
         "",
         description="Web pages that may send OTLP/HTTP: origins, separated by commas, with * as in "
@@ -77,9 +81,10 @@ class Settings(BaseSettings):
         64 * 2**20, gt=0, description="Largest request, before and after decompression."
     )
     max_queue_bytes: int = Field(
-        256 * 2**20,
+        64 * 2**20,
         gt=0,
-        description="Requests waiting to be decoded; beyond it senders must wait.",
+        description="Requests waiting to be decoded, a few seconds of work: a Collector gives up after "
+        "five. Beyond it senders must wait; one API key may fill half of it.",
     )
     max_key_bytes_per_second: int = Field(
         0, ge=0, description="Bytes of requests that one API key may send a second; 0: any number."

@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from typing import Final, NoReturn
 
 import grpc
+from grpc_reflection.v1alpha import reflection
+from opentelemetry.proto.collector.logs.v1 import logs_service_pb2 as _logs
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as _metrics
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as _trace
 
 from otel_metering.contract.meter import Signal
 from otel_metering.errors import ConfigurationError, MeteringError, UnavailableError
@@ -23,9 +27,9 @@ from receiver.telemetry import Telemetry
 from receiver.tls import Tls
 
 _SERVICES: Final = {
-    "opentelemetry.proto.collector.metrics.v1.MetricsService": Signal.METRIC,
-    "opentelemetry.proto.collector.trace.v1.TraceService": Signal.SPAN,
-    "opentelemetry.proto.collector.logs.v1.LogsService": Signal.LOG,
+    _metrics.DESCRIPTOR.services_by_name["MetricsService"].full_name: Signal.METRIC,
+    _trace.DESCRIPTOR.services_by_name["TraceService"].full_name: Signal.SPAN,
+    _logs.DESCRIPTOR.services_by_name["LogsService"].full_name: Signal.LOG,
 }
 
 _PROFILES: Final = "/opentelemetry.proto.collector.profiles.v1development.ProfilesService/Export"
@@ -52,12 +56,14 @@ class ConnectionLimits:
         streams: Calls at once on one connection.
         age_seconds: When a connection is ended in order; 0: never.
         age_grace_seconds: How long its calls may still take.
+        has_reflection: Whether anybody may ask which services there are.
     """
 
     request_bytes: int
     streams: int
     age_seconds: int
     age_grace_seconds: int
+    has_reflection: bool = False
 
 
 class GrpcServer:
@@ -89,6 +95,8 @@ class GrpcServer:
         """
         server = grpc.aio.server(options=_options(self._limits))
         server.add_generic_rpc_handlers((_Methods(self._handle, self._health),))
+        if self._limits.has_reflection:
+            reflection.enable_server_reflection((*_SERVICES, reflection.SERVICE_NAME), server)
         address = f"{host}:{port}"
         try:
             bound = (

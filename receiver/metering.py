@@ -37,6 +37,12 @@ from receiver.usage import ItemResolution, Pairs, PointResolution, Series, Strea
 MAX_CACHED_STREAMS: Final = 200_000
 """Streams kept; about 2 KB each with ten attributes."""
 
+MAX_CACHED_ITEMS: Final = 20_000
+"""Sets of attributes of spans and log records kept; many are of one item only. About 3 KB each."""
+
+MAX_CACHED_ATTRIBUTES: Final = 100_000
+"""Attributes kept; about half a KB each."""
+
 
 class MetricStreams:
     """The streams of one metric under one resource, for keys of one binding.
@@ -127,8 +133,10 @@ class ItemStreams:
         self.known[encoded] = found
         return found
 
-    def __len__(self) -> int:
-        return len(self.known) + len(self._decided)
+    @property
+    def decision_count(self) -> int:
+        """How many decisions are kept."""
+        return len(self._decided)
 
     def _resolution(self, subject: Subject) -> ItemResolution:
         if self._relevant is None or subject.has(names.EVENT_ID):
@@ -165,18 +173,22 @@ class Metering:
         self._items: dict[tuple[ItemHeader, ItemName, str | None], ItemStreams] = {}
 
     def make_room(self) -> None:
-        """Empty the cache if it is full. Between micro-batches only: numbers change their meaning."""
+        """Empty what is full of the cache. Between micro-batches only: numbers change their meaning."""
         if self.cached_streams > self._max_cached_streams:
             self._metrics.clear()
             self._items.clear()
             self.streams.clear()
+        if sum(len(one.known) for one in self._items.values()) > MAX_CACHED_ITEMS:
+            for one in self._items.values():
+                one.known.clear()
+        if len(self._parser) > MAX_CACHED_ATTRIBUTES:
             self._parser.clear()
 
     @property
     def cached_streams(self) -> int:
-        """How many decisions and attributes are kept."""
-        decisions = len(self._metrics) + len(self.streams) + len(self._parser)
-        return decisions + sum(map(len, self._items.values())) + len(self._items)
+        """How many decisions are kept."""
+        of_items = sum(one.decision_count for one in self._items.values())
+        return len(self._metrics) + len(self.streams) + of_items + len(self._items)
 
     def metric(self, header: MetricHeader, bound_tenant: str | None) -> MetricStreams:
         """The streams of a metric that a key bound to `bound_tenant` sends.

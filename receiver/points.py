@@ -20,7 +20,8 @@ Bools = NDArray[np.bool_]
 
 _DETAILS: Final = {
     Reason.NO_TIMESTAMP: "time_unix_nano is 0",
-    Reason.TIMESTAMP_OUT_OF_RANGE: "time_unix_nano is before 2000 or more than a day ahead",
+    Reason.TIMESTAMP_OUT_OF_RANGE: "time_unix_nano is before 2000 or more than a day ahead, or the start "
+    "time of a cumulative point is no time",
     Reason.NO_VALUE: "the point has no value (a number: as_int or as_double; a histogram: sum, which the "
     "meter counts unless it says `value: count`)",
     Reason.INVALID_QUANTITY: "the value is not finite, too large, or negative on a monotonic sum",
@@ -83,7 +84,9 @@ class Points:
         problems = {
             Reason.NO_TIMESTAMP: self.time == 0,
             Reason.TIMESTAMP_OUT_OF_RANGE: (self.time < EARLIEST_NS)
-            | (self.time > now_ns + MAX_AHEAD_NS),
+            | (self.time > now_ns + MAX_AHEAD_NS)
+            # Of a cumulative point the start is kept as it is: one beyond an int64 has no place in a row.
+            | (self.are_cumulative() & (self.start < 0)),
             Reason.NO_VALUE: self.kinds == metrics.NO_VALUE,
             Reason.INVALID_QUANTITY: (is_double & ~quantity.are_storable(doubles))
             | (self.counts < 0)

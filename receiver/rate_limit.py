@@ -8,6 +8,9 @@ from receiver.errors import RateLimitedError
 BURST_SECONDS: Final = 2.0
 """What a key that was quiet may send at once, in seconds of its rate."""
 
+MAX_WAIT_SECONDS: Final = 5.0
+"""Longest advice: an OpenTelemetry SDK gives up at once when it exceeds its ten seconds in all."""
+
 MAX_KEYS: Final = 100_000
 """Keys remembered; keys are known ones, so this is only a guard."""
 
@@ -37,7 +40,7 @@ class RateLimit:
             raise RateLimitedError(
                 f"the API key {key_id} sends more than {self._rate} bytes a second; send less at once, "
                 "or raise METERING_MAX_KEY_BYTES_PER_SECOND",
-                retry_after_seconds=wait,
+                retry_after_seconds=min(wait, MAX_WAIT_SECONDS),
             )
         if len(self._full_at) >= MAX_KEYS:
             self._full_at.clear()

@@ -4,6 +4,7 @@ import threading
 
 import grpc
 import pytest
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.conformance.wire import (
     OK,
@@ -180,3 +181,31 @@ def test_a_connection_is_ended_in_order_at_its_age(
         assert has_left.wait(20)
         export(b"", timeout=20, metadata=metadata)
     assert new_up.stop() == 0
+
+
+def services_of(up: Up) -> set[str]:
+    """What server reflection lists; raises grpc.RpcError."""
+    with grpc.insecure_channel(up.grpc) as channel:
+        ask = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
+        question = reflection_pb2.ServerReflectionRequest(list_services="")
+        (answer,) = ask(iter([question]), timeout=20)
+        return {one.name for one in answer.list_services_response.service}
+
+
+def test_reflection_is_off_by_default(up: Up) -> None:
+    with pytest.raises(grpc.RpcError) as refused:
+        services_of(up)
+
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_reflection_lists_the_services_when_it_is_on(
+    new_up: Up, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METERING_OTLP_GRPC_REFLECTION", "true")
+    new_up.start()
+
+    found = services_of(new_up)
+
+    assert {method.split("/")[1] for method in (GRPC_METRICS,)} < found
+    assert len(found) == 4

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from otel_metering.contract.event import UsageEvent
 from otel_metering.contract.meter import Signal, parse_meters
+from receiver import metering
 from receiver.admit import Outcome
 from receiver.usage import Reason, Sender
 from tests.otlp import NOON, Data, Value, data_request, logs_request, spans_request
@@ -134,6 +135,15 @@ def test_a_delta_sum_that_is_not_monotonic_adds_and_subtracts() -> None:
     send(pipe, Data("sum", 5, is_monotonic=False), Data("sum", -2, is_monotonic=False))
 
     assert sum(quantities(pipe)) == 3
+
+
+@pytest.mark.parametrize("start_ns", [2**63, 2**64 - 1])
+def test_a_cumulative_start_that_is_no_time_is_set_aside(start_ns: int) -> None:
+    pipe = pipe_of(metric_meter())
+
+    send(pipe, replace(cumulative(5, 10), start_ns=start_ns))
+
+    assert reasons(pipe) == ["timestamp_out_of_range"]
 
 
 # --- levels
@@ -388,4 +398,30 @@ def test_a_span_feeds_meters_by_count_duration_and_attribute() -> None:
         ("tenant_a", "seconds"): Decimal("0.25"),
         ("tenant_a", "bytes"): 512,
         ("tenant_a", "users"): 1,
+    }
+
+
+@pytest.mark.parametrize("bound", ["MAX_CACHED_ITEMS", "MAX_CACHED_ATTRIBUTES"])
+def test_a_cache_that_is_always_full_changes_nothing_of_spans(
+    bound: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metering, bound, 0)
+    source = {"signal": "span", "kind": "server"}
+    pipe = pipe_of(
+        {"slug": "requests", "source": source, "aggregation": "count", "group_by": ["http.route"]}
+    )
+    spans: list[dict[str, Value]] = [
+        {"tenant.id": f"tenant_{n % 2}", "http.route": f"/{n % 3}", "url.full": f"/{n}"}
+        for n in range(12)
+    ]
+
+    for first in (1, 1, 101):
+        pipe.send(Signal.SPAN, spans_request(spans, first_id=first).SerializeToString())
+
+    assert pipe.totals() == {("tenant_0", "requests"): 12, ("tenant_1", "requests"): 12}
+    assert {dict(row["attributes"])["url.full"] for row in pipe.rows()} == {  # type: ignore[call-overload]
+        f"/{n}" for n in range(12)
+    }
+    assert {row["dimensions"][0] for row in pipe.rows()} == {  # type: ignore[index]
+        ("http.route", f"/{n}") for n in range(3)
     }
