@@ -111,7 +111,9 @@ class ItemStreams:
         self._meters = meters
         self._parser = parser
         self._named = _named(meters, context.name, context.definitions)
-        self._relevant = relevant_attributes((*context.definitions, *self._named))
+        self._relevant = relevant_attributes(context.definitions)
+        # With a quantity an item is usage of the meter of its name as well.
+        self._relevant_named = relevant_attributes((*context.definitions, *self._named))
         # Most attributes (an URL, a user agent) do not matter to any meter: what does is decided once.
         self._decided: dict[tuple[bytes, ...], ItemResolution] = {}
         self.known: dict[tuple[bytes, ...], Described] = {}
@@ -139,11 +141,11 @@ class ItemStreams:
         return len(self._decided)
 
     def _resolution(self, subject: Subject) -> ItemResolution:
-        if self._relevant is None or subject.has(names.EVENT_ID):
+        is_named = subject.has(names.QUANTITY)
+        relevant = self._relevant_named if is_named else self._relevant
+        if relevant is None or subject.has(names.EVENT_ID):
             return self._decide(subject)
-        key = tuple(
-            [one.canonical for one in subject.attributes.values() if one.name in self._relevant]
-        )
+        key = tuple([one.canonical for one in subject.attributes.values() if one.name in relevant])
         found = self._decided.get(key)
         if found is None:
             found = self._decide(subject)

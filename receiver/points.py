@@ -175,9 +175,7 @@ class Points:
         is_back = np.arange(len(places)) >= len(at)
         key_first, key_second = self._keys()
         words = [column[places].view(np.uint64) for column in (self.start, self.time, self.bits)]
-        first, second = identity.siphash(
-            key_first[places], key_second[places], [*words, is_back.astype(np.uint64)]
-        )
+        first, second = identity.siphash(key_first[places], key_second[places], words)
         is_number = ~self._are_distributions()[places]
         adds = (added[0] != 0) | (added[1] != 0)
         return EventColumns(

@@ -107,6 +107,7 @@ def test_an_unknown_start_counts_its_first_point_as_0() -> None:
     send(pipe, cumulative(50, 0), cumulative(57, 10))
 
     assert sum(quantities(pipe)) == 7
+    assert observations(pipe) == [0, 1]
 
 
 def test_a_late_first_point_of_an_unknown_start_takes_back_what_was_counted() -> None:
@@ -116,6 +117,7 @@ def test_a_late_first_point_of_an_unknown_start_takes_back_what_was_counted() ->
     outcome = send(pipe, cumulative(50, 0))
 
     assert quantities(pipe) == [Decimal(57), Decimal(-50)]
+    assert observations(pipe) == [1, 0]
     assert len({row["timestamp"] for row in pipe.rows()}) == 1
     assert outcome.accepted == 1
 
@@ -425,3 +427,57 @@ def test_a_cache_that_is_always_full_changes_nothing_of_spans(
     assert {row["dimensions"][0] for row in pipe.rows()} == {  # type: ignore[index]
         ("http.route", f"/{n}") for n in range(3)
     }
+
+
+def test_what_matters_to_a_meter_is_decided_anew_and_what_does_not_is_not() -> None:
+    source = {"signal": "span", "kind": "server"}
+    pipe = pipe_of(
+        {"slug": "requests", "source": source, "group_by": ["http.route"]},
+        {"slug": "bytes", "source": source, "value": "size", "group_by": []},
+        {
+            "slug": "users",
+            "source": source,
+            "aggregation": "unique_count",
+            "value": "enduser.id",
+            "group_by": [],
+        },
+        {"slug": "errors", "source": {**source, "where": {"code": 500}}, "group_by": []},
+    )
+    spans: list[dict[str, Value]] = [
+        {**TENANT, "http.route": "/a", "size": 1, "enduser.id": "u", "code": 200, "url": "1"},
+        {**TENANT, "http.route": "/b", "size": 20, "enduser.id": "v", "code": 500, "url": "2"},
+        {**TENANT, "http.route": "/a", "size": 1, "enduser.id": "u", "code": 200, "url": "3"},
+    ]
+
+    pipe.send(Signal.SPAN, spans_request(spans).SerializeToString())
+
+    found = sorted(
+        (row["meter"], row["dimensions"], row["quantity"], row["unique_key"])
+        for row in pipe.rows()
+    )
+    assert found == [
+        ("bytes", [], 1, ""),
+        ("bytes", [], 1, ""),
+        ("bytes", [], 20, ""),
+        ("errors", [], 1, ""),
+        ("requests", [("http.route", "/a")], 1, ""),
+        ("requests", [("http.route", "/a")], 1, ""),
+        ("requests", [("http.route", "/b")], 1, ""),
+        ("users", [], 1, "u"),
+        ("users", [], 1, "u"),
+        ("users", [], 1, "v"),
+    ]
+
+
+@pytest.mark.parametrize("ids", [(b"", b""), (bytes(16), bytes(8)), (b"abc", b"d" * 9)])
+def test_spans_without_valid_ids_are_told_apart_by_what_they_say(ids: tuple[bytes, bytes]) -> None:
+    pipe = pipe_of(
+        {"slug": "requests", "source": {"signal": "span", "kind": "server"}, "aggregation": "count"}
+    )
+    request = spans_request([{**TENANT, "n": number} for number in range(3)])
+    for span in request.resource_spans[0].scope_spans[0].spans:
+        span.trace_id, span.span_id = ids
+
+    outcomes = [pipe.send(Signal.SPAN, request.SerializeToString()) for _ in range(2)]
+
+    assert [(one.accepted, one.duplicates) for one in outcomes] == [(3, 0), (0, 3)]

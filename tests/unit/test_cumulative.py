@@ -160,6 +160,12 @@ def test_a_late_first_point_takes_back_what_was_counted_where_it_was_counted() -
     assert found.at == {(1, 110): 2, (1, 120): 3}
 
 
+def test_a_late_first_point_that_is_repeated_takes_back_once() -> None:
+    found = counted(point(110, 9), point(100, 7), point(100, 7))
+
+    assert found.values[1] == 2
+
+
 def test_a_new_start_is_a_reset() -> None:
     found = counted(point(110, 9), point(210, 4, start_ns=200))
 
@@ -186,6 +192,12 @@ def test_without_a_start_a_point_that_is_not_the_latest_adds_nothing() -> None:
     found = counted(*(point(t, v, start_ns=0) for t, v in ((10, 5), (30, 8), (20, 6), (30, 8))))
 
     assert found.values[1] == 3
+
+
+def test_without_a_start_another_value_of_the_same_time_is_no_reset() -> None:
+    found = counted(point(10, 5, start_ns=0), point(10, 3, start_ns=0))
+
+    assert found.values[1] == 0
 
 
 def test_a_value_that_falls_under_one_start_is_a_conflict_and_adds_nothing() -> None:
