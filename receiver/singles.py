@@ -276,13 +276,14 @@ def _identities(
     time, start = group.time_ns[places], group.start_ns[places]
     attributes = identity.to_words(b"".join([one.digest for one in chosen.described]))
     if group.header.signal is Signal.SPAN:
-        # A span without ids of its own is known by its times and attributes.
-        first, second = identity.siphash(key_first, key_second, [start, time, *attributes])
-        second = identity.mark_words(second, Kind.POINT)
         has_ids, words = _span_words(group, chosen.places)
-        by_ids = identity.siphash(key_first, key_second, words)
-        first = np.where(has_ids, by_ids[0], first)
-        second = np.where(has_ids, identity.mark_words(by_ids[1], Kind.SPAN), second)
+        first, second = identity.siphash(key_first, key_second, words)
+        second = identity.mark_words(second, Kind.SPAN)
+        if not has_ids.all():
+            # A span without ids of its own is known by its times and attributes.
+            by_content = identity.siphash(key_first, key_second, [start, time, *attributes])
+            first = np.where(has_ids, first, by_content[0])
+            second = np.where(has_ids, second, identity.mark_words(by_content[1], Kind.POINT))
     else:
         bodies = [identity.digest(b"body", group.bodies[i]) for i in chosen.places]
         words = [time, *identity.to_words(b"".join(bodies)), *attributes]

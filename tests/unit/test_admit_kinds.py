@@ -452,8 +452,7 @@ def test_what_matters_to_a_meter_is_decided_anew_and_what_does_not_is_not() -> N
     pipe.send(Signal.SPAN, spans_request(spans).SerializeToString())
 
     found = sorted(
-        (row["meter"], row["dimensions"], row["quantity"], row["unique_key"])
-        for row in pipe.rows()
+        (row["meter"], row["dimensions"], row["quantity"], row["unique_key"]) for row in pipe.rows()
     )
     assert found == [
         ("bytes", [], 1, ""),
