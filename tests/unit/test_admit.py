@@ -63,6 +63,7 @@ class Pipe:
             lambda keys: {key: self._states[key] for key in keys if key in self._states}
         )
         self._number = 0
+        self.now_ns = NOON + 10**9
         self.payloads: dict[str, list[bytes]] = {rows.EVENTS_KEY: [], rows.QUARANTINE_KEY: []}
 
     def batch(self) -> MicroBatch:
@@ -70,7 +71,7 @@ class Pipe:
             self._metering,
             self._seen,
             self._accumulators,
-            now_ns=NOON + 10**9,
+            now_ns=self.now_ns,
             new_id=self._new_id,
         )
 

@@ -480,3 +480,33 @@ def test_spans_without_valid_ids_are_told_apart_by_what_they_say(ids: tuple[byte
     outcomes = [pipe.send(Signal.SPAN, request.SerializeToString()) for _ in range(2)]
 
     assert [(one.accepted, one.duplicates) for one in outcomes] == [(3, 0), (0, 3)]
+
+
+def test_a_record_without_a_time_counts_once_whenever_it_comes_again() -> None:
+    pipe = pipe_of()
+    record = logs([{"metering.quantity": 5}], at_ns=0)
+
+    outcomes = []
+    for _ in range(2):
+        outcomes.append(pipe.send(Signal.LOG, record))
+        pipe.now_ns += 3_600 * SECOND
+
+    assert [(one.accepted, one.duplicates) for one in outcomes] == [(1, 0), (0, 1)]
+
+
+def test_a_conflict_is_found_in_attributes_that_matter_to_no_meter() -> None:
+    pipe = pipe_of(
+        {"slug": "requests", "source": {"signal": "span", "kind": "server"}, "group_by": []}
+    )
+    span: dict[str, Value] = {**TENANT, "metering.event.id": "a", "url": "/1"}
+
+    outcomes = [
+        pipe.send(Signal.SPAN, spans_request([{**span, "url": url}]).SerializeToString())
+        for url in ("/1", "/1", "/2")
+    ]
+
+    assert [(one.accepted, one.duplicates, one.quarantined) for one in outcomes] == [
+        (1, 0, 0),
+        (0, 1, 0),
+        (0, 0, 1),
+    ]
