@@ -447,6 +447,7 @@ def test_what_matters_to_a_meter_is_decided_anew_and_what_does_not_is_not() -> N
         {**TENANT, "http.route": "/a", "size": 1, "enduser.id": "u", "code": 200, "url": "1"},
         {**TENANT, "http.route": "/b", "size": 20, "enduser.id": "v", "code": 500, "url": "2"},
         {**TENANT, "http.route": "/a", "size": 1, "enduser.id": "u", "code": 200, "url": "3"},
+        {**TENANT, "http.route": "/a", "size": 300, "enduser.id": "w", "code": 200, "url": "4"},
     ]
 
     pipe.send(Signal.SPAN, spans_request(spans).SerializeToString())
@@ -458,13 +459,16 @@ def test_what_matters_to_a_meter_is_decided_anew_and_what_does_not_is_not() -> N
         ("bytes", [], 1, ""),
         ("bytes", [], 1, ""),
         ("bytes", [], 20, ""),
+        ("bytes", [], 300, ""),
         ("errors", [], 1, ""),
+        ("requests", [("http.route", "/a")], 1, ""),
         ("requests", [("http.route", "/a")], 1, ""),
         ("requests", [("http.route", "/a")], 1, ""),
         ("requests", [("http.route", "/b")], 1, ""),
         ("users", [], 1, "u"),
         ("users", [], 1, "u"),
         ("users", [], 1, "v"),
+        ("users", [], 1, "w"),
     ]
 
 
