@@ -77,14 +77,15 @@ def replay(services: Services, order: Order, *, max_refusals: int) -> Resolved:
     resolved = Resolved()
     tenants = {key.key_id: key.tenant_id for key in services.keys.list()}
     for rows in _chunks(services, order, resolved):
-        sent = [row for row in rows if _obstacle(row, tenants) is None]
+        obstacles = {row.event_id: _obstacle(row, tenants) for row in rows}
+        sent = [row for row in rows if obstacles[row.event_id] is None]
         answers = services.resubmit(
             [row.held(tenants[row.key_id]) for row in sent], is_dry=order.is_dry
         )
         of = dict(zip([row.event_id for row in sent], answers, strict=True))
         done = []
         for row in rows:
-            answer = _obstacle(row, tenants) or of[row.event_id]
+            answer = obstacles[row.event_id] or of[row.event_id]
             resolved.fates[answer.fate] += 1
             if answer.fate in (Fate.REPLAYED, Fate.DUPLICATE):
                 done.append(row)

@@ -7,7 +7,7 @@ Takes bytes and the time, gives entries, states, and an outcome for each request
 - What was seen before (in this micro-batch, or ever) is a duplicate: acknowledged, not stored again.
   What comes under an id that another event has is a conflict: set aside, never counted.
 - Of cumulative points the increase is stored; what adds nothing is acknowledged, and not stored.
-- Nothing is remembered until `Admitted.remember`, after the commit.
+- Nothing is remembered here: that is the caller's, after the commit.
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ from otel_metering.errors import InvalidUsageError
 from receiver import identity, rows, singles
 from receiver.asked import Found
 from receiver.cumulative import Accumulators
-from receiver.identity import Ids, Words
+from receiver.identity import Ids, Words, join_ids
 from receiver.metering import Metering
 from receiver.otlp import items, metrics
 from receiver.otlp.items import ItemGroup
@@ -33,9 +33,9 @@ from receiver.points import Points, Refused, take
 from receiver.quantity import Ints
 from receiver.quarantine import refused_item, refused_point
 from receiver.rows import EventColumns
-from receiver.seen import SeenIds
+from receiver.seen import Owner, SeenIds
 from receiver.singles import ApiEvents, IdFactory, Singles
-from receiver.usage import Reason, Refusal, Sender, Verdict
+from receiver.usage import Reason, Refusal, Sender, Series, Verdict
 
 Bools = NDArray[np.bool_]
 _T = TypeVar("_T")
@@ -189,7 +189,7 @@ class MicroBatch:
         )
         self._refuse(points.refuse_invalid(self._now_ns))
         are_totals = points.are_cumulative()
-        increases, states = self._increases(points.take(are_totals))
+        increases, states = self._increases(points, are_totals)
         point_events, single_events, ids = self._new(points.take(~are_totals))
         aside, ids = self._new_quarantine(ids)
         now_ms = self._now_ns // 1_000_000
@@ -208,10 +208,13 @@ class MicroBatch:
             outcomes=[request.outcome for request in self._requests],
         )
 
-    def _increases(self, totals: Points) -> tuple[list[EventColumns], list[tuple[bytes, bytes]]]:
+    def _increases(
+        self, points: Points, are_totals: Bools
+    ) -> tuple[list[EventColumns], list[tuple[bytes, bytes]]]:
         """What cumulative points add; counts them in the outcomes."""
-        if not len(totals):
+        if not are_totals.any():
             return [], []
+        totals = points.take(are_totals)
         columns = totals.cumulative()
         found = self._accumulators.increases(columns)
         self._refuse(totals.conflicts(found.is_conflict))
@@ -232,25 +235,29 @@ class MicroBatch:
             np.array([number for number, _ in parts], np.int64),
             np.array([len(part) for _, part in parts], np.int64),
         )
-        ids = _joined(_ids_of_points(points), *(_ids_of_singles(part) for _, part in parts))
+        ids = join_ids([_ids_of_points(points), *(_ids_of_singles(part) for _, part in parts)])
         starts = np.cumsum([len(points), *(len(part) for _, part in parts)])
 
-        def owner_of(places: Ints) -> list[tuple[str, str]]:
-            found = []
-            for place in places.tolist():
-                series = points.used[points.inverse[place]] if place < len(points) else None
-                if series is None:
-                    number = int(np.searchsorted(starts, place, side="right")) - 1
-                    series = parts[number][1].series(place - int(starts[number]))
-                found.append((series.tenant_id, series.meter))
-            return found
+        def single_at(place: int) -> tuple[_Request, Singles, int]:
+            """Of what is behind the points: its request, the part it is in, and where in that."""
+            at = int(np.searchsorted(starts, place, side="right")) - 1
+            number, part = parts[at]
+            return self._requests[number], part, place - int(starts[at])
+
+        def series_at(place: int) -> Series:
+            if place < len(points):
+                return points.used[int(points.inverse[place])]
+            _, part, i = single_at(place)
+            return part.series(i)
+
+        def owner_of(places: Ints) -> list[Owner]:
+            return [(one.tenant_id, one.meter) for one in map(series_at, places.tolist())]
 
         found = self._seen.find(ids, owner_of)
         self._count(np.concatenate((points.owners, owners)), found)
         for place in np.flatnonzero(found.is_conflict).tolist():
-            number = int(np.searchsorted(starts, place, side="right")) - 1
-            request = self._requests[parts[number][0]]
-            request.refuse(parts[number][1].conflict(place - int(starts[number]), request.sender))
+            request, part, i = single_at(place)
+            request.refuse(part.conflict(i, request.sender))
         is_new_point, *are_new = np.split(found.is_new, starts[: len(parts)])
         new = ids.take(found.is_new)
         kept = points.take(is_new_point)
@@ -265,7 +272,7 @@ class MicroBatch:
         every = [row for request in self._requests for row in request.quarantine]
         asked = _ids_of_rows(every)
         is_new = self._seen.find(asked, lambda places: [_NO_OWNER] * len(places)).is_new
-        return _where(every, is_new), _joined(ids, asked.take(is_new))
+        return _where(every, is_new), join_ids([ids, asked.take(is_new)])
 
     def _refuse(self, refused: Refused) -> None:
         for owner, row in refused:
@@ -363,15 +370,6 @@ def _ids_of_rows(quarantined: Sequence[rows.QuarantineRow]) -> Ids:
 
 def _no_content(count: int) -> Words:
     return np.zeros(count, np.uint64)
-
-
-def _joined(*parts: Ids) -> Ids:
-    return Ids(
-        first=np.concatenate([part.first for part in parts]),
-        second=np.concatenate([part.second for part in parts]),
-        time_ns=np.concatenate([part.time_ns for part in parts]),
-        content=np.concatenate([part.content for part in parts]),
-    )
 
 
 def _where(of: Sequence[_T], mask: Bools) -> list[_T]:

@@ -23,7 +23,7 @@ from otel_metering.errors import InvalidUsageError
 from receiver.errors import MalformedPayloadError
 from receiver.identity import digest
 from receiver.otlp import values
-from receiver.otlp.metrics import MetricHeader, MetricType, Temporality
+from receiver.otlp.metrics import DISTRIBUTIONS, MetricHeader, MetricType, Temporality
 from receiver.otlp.values import Attributes
 from receiver.quantity import from_decimal
 from receiver.usage import Decision, Pairs, Reason, Refusal, Series, Use
@@ -35,13 +35,6 @@ class Mode(Enum):
     DELTA = auto()
     INCREASE = auto()
     LEVEL = auto()
-
-
-_DISTRIBUTIONS: Final = frozenset(
-    {MetricType.HISTOGRAM, MetricType.EXPONENTIAL_HISTOGRAM, MetricType.SUMMARY}
-)
-_ADDING: Final = frozenset({Aggregation.SUM})
-"""Aggregations that add up quantities: of levels that would be a number that means nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +76,7 @@ class Subject:
     @cached_property
     def described(self) -> Pairs:
         """The item's attributes as text, sorted by name."""
-        return described(self.attributes)
+        return tuple([(one.name, one.text) for one in self.attributes.values()])
 
     def has(self, name: str) -> bool:
         """Whether the item itself has this attribute."""
@@ -111,11 +104,6 @@ class Subject:
     def tenant(self, definition: MeterDefinition) -> str | None:
         """Who pays for it as usage of this meter."""
         return self.text(definition.tenant) or self.context.bound_tenant
-
-
-def described(attributes: Attributes) -> Pairs:
-    """Attributes as text, sorted by name."""
-    return tuple([(one.name, one.text) for one in attributes.values()])
 
 
 def refusal(subject: Subject, tenant: str | None, reason: Reason, detail: str) -> Refusal:
@@ -283,7 +271,7 @@ def _metric_problem(
             Reason.UNKNOWN_TEMPORALITY,
             f"aggregation temporality {header.temporality} is neither delta (1) nor cumulative (2)",
         )
-    if mode is Mode.LEVEL and definition.aggregation in _ADDING:
+    if mode is Mode.LEVEL and definition.aggregation is Aggregation.SUM:
         return (
             Reason.UNSUPPORTED,
             "its points are levels (a gauge, or a cumulative sum that may fall), which cannot be added "
@@ -300,7 +288,7 @@ def _metric_problem(
 
 
 def _counts_measurements(metric_type: MetricType, definition: MeterDefinition) -> bool:
-    if metric_type in _DISTRIBUTIONS:
+    if metric_type in DISTRIBUTIONS:
         return definition.distribution_measure is Measure.COUNT
     return definition.value is Measure.COUNT
 

@@ -72,6 +72,10 @@ class MethodNotAllowedError(RequestError):
     """OTLP is sent by POST."""
 
 
+NO_PROFILES = "profiles hold no usage and are not taken; send metrics, traces or logs"
+"""What is answered to OTLP's fourth signal, over gRPC and HTTP."""
+
+
 class UnknownPathError(RequestError):
     """No OTLP signal has this path."""
 

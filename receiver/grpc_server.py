@@ -18,6 +18,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as _trace
 from otel_metering.contract.meter import Signal
 from otel_metering.errors import ConfigurationError, MeteringError, UnavailableError
 from receiver.auth import authenticate
+from receiver.errors import NO_PROFILES
 from receiver.health import Health
 from receiver.ingest import Ingest, Work
 from receiver.responses import encode_error, encode_response, message_of, retry_info
@@ -171,10 +172,7 @@ class _Methods(grpc.GenericRpcHandler):
 
 
 async def _refuse_profiles(_: bytes, context: Context) -> bytes:
-    await context.abort(
-        grpc.StatusCode.UNIMPLEMENTED,
-        "profiles hold no usage and are not taken; send metrics, traces or logs",
-    )
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, NO_PROFILES)
 
 
 def _options(limits: ConnectionLimits) -> list[tuple[str, int]]:

@@ -158,9 +158,7 @@ class HttpApp:
 
 def _route(path: str, method: str, headers: Mapping[str, str]) -> tuple[Signal, MediaType]:
     if path == _PROFILES:
-        raise errors.UnknownPathError(
-            "profiles hold no usage and are not taken; send metrics, traces or logs"
-        )
+        raise errors.UnknownPathError(errors.NO_PROFILES)
     signal = _PATHS.get(path)
     if signal is None:
         known = ", ".join(_PATHS)

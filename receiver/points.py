@@ -1,6 +1,7 @@
 """All metric points of a micro-batch, as columns: what is wrong with them, who they are, how much they are."""
 
 from collections.abc import Iterable, Sequence
+from copy import copy
 from typing import Final
 
 import numpy as np
@@ -12,8 +13,8 @@ from receiver.identity import Words
 from receiver.otlp import metrics
 from receiver.otlp.metrics import PointGroup
 from receiver.quantity import Ints
-from receiver.quarantine import EARLIEST_NS, MAX_AHEAD_NS, refusal_of, refused_point
-from receiver.rows import EventColumns
+from receiver.quarantine import are_out_of_range, refusal_of, refused_point
+from receiver.rows import EventColumns, begins
 from receiver.usage import Reason, Sender, Series
 
 Bools = NDArray[np.bool_]
@@ -83,8 +84,7 @@ class Points:
         doubles = self.bits.view(np.float64)
         problems = {
             Reason.NO_TIMESTAMP: self.time == 0,
-            Reason.TIMESTAMP_OUT_OF_RANGE: (self.time < EARLIEST_NS)
-            | (self.time > now_ns + MAX_AHEAD_NS)
+            Reason.TIMESTAMP_OUT_OF_RANGE: are_out_of_range(self.time, now_ns)
             # Of a cumulative point the start is kept as it is: one beyond an int64 has no place in a row.
             | (self.are_cumulative() & (self.start < 0)),
             Reason.NO_VALUE: self.kinds == metrics.NO_VALUE,
@@ -113,10 +113,7 @@ class Points:
         """The points that are True in `mask`."""
         if mask.all():
             return self
-        taken = Points([], self._series)
-        taken._groups, taken._offsets = self._groups, self._offsets
-        for name in _COLUMNS:
-            setattr(taken, name, getattr(self, name))
+        taken = copy(self)
         taken._keep(mask)
         return taken
 
@@ -141,8 +138,7 @@ class Points:
             whole=whole,
             nano=nano,
             observations=self.counts,
-            # Unknown (0), or a clock that stepped back while the series was born: begin = end.
-            start_ns=np.where((self.start <= 0) | (self.start > self.time), self.time, self.start),
+            start_ns=begins(self.start, self.time),
             time_ns=self.time,
         )
 

@@ -3,12 +3,16 @@
 import json
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from otel_metering.contract.event import UsageEvent
 from otel_metering.contract.meter import Signal
 from receiver import identity, rows
 from receiver.otlp import items, metrics, values
 from receiver.otlp.items import ItemGroup
 from receiver.otlp.metrics import PointGroup
+from receiver.quantity import Ints
 from receiver.usage import Pairs, Reason, Refusal, Sender, Series
 
 EARLIEST_NS: Final = 946_684_800 * 10**9
@@ -26,6 +30,11 @@ def time_problem(time_ns: int, now_ns: int) -> tuple[Reason, str] | None:
         Reason.TIMESTAMP_OUT_OF_RANGE,
         f"timestamp {time_ns} ns is before 2000 or more than a day ahead; correct the sender's clock",
     )
+
+
+def are_out_of_range(time_ns: Ints, now_ns: int) -> NDArray[np.bool_]:
+    """For each time whether `time_problem` has something to say; one beyond an int64 is negative here."""
+    return (time_ns < EARLIEST_NS) | (time_ns > now_ns + MAX_AHEAD_NS)
 
 
 def refusal_of(

@@ -121,6 +121,12 @@ class QuarantineRow:
     key_id: str
 
 
+def begins(start_ns: Ints, time_ns: Ints) -> Ints:
+    """Where the time that each event covers begins: its start, if it says one that can be."""
+    # Unknown (0), or a clock that stepped back in between: begin = end.
+    return np.where((start_ns <= 0) | (start_ns > time_ns), time_ns, start_ns)
+
+
 def encode_events(parts: Sequence[EventColumns], ingested_at_ms: int) -> bytes:
     """Events -> payload of a spool entry of key `EVENTS_KEY`; all or none have attributes of their own."""
     series = pa.record_batch(

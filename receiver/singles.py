@@ -22,14 +22,13 @@ from receiver.metering import Described, Metering
 from receiver.otlp.items import ItemGroup
 from receiver.quantity import Ints
 from receiver.quarantine import (
-    EARLIEST_NS,
-    MAX_AHEAD_NS,
+    are_out_of_range,
     refusal_of,
     refused_event,
     refused_item,
     time_problem,
 )
-from receiver.rows import EventColumns, QuarantineRow
+from receiver.rows import EventColumns, QuarantineRow, begins
 from receiver.usage import Pairs, Reason, Refusal, Sender, Series, Use
 
 IdFactory = Callable[[], bytes]
@@ -84,9 +83,7 @@ class Items(Singles):
         places = np.array(chosen.places, np.int64)
         sent_ns = group.time_ns[places].view(np.int64)
         time_ns = np.where(sent_ns == 0, now_ns, sent_ns)
-        start_ns = group.start_ns[places].view(np.int64)
-        # Unknown (0), or later than the end: begin = end.
-        start_ns = np.where((start_ns <= 0) | (start_ns > time_ns), time_ns, start_ns)
+        start_ns = begins(group.start_ns[places].view(np.int64), time_ns)
         numbers, series = _numbered([use.series for use in chosen.uses])
         first, second = _identities(group, chosen, series, numbers)
         whole, nano = _quantities(chosen.uses, time_ns - start_ns)
@@ -220,8 +217,7 @@ def of_event(
 def _time_problems(group: ItemGroup, now_ns: int) -> dict[int, tuple[Reason, str]]:
     """Why items cannot be billed for their times, by place."""
     is_span, time = group.header.signal is Signal.SPAN, group.time_ns
-    latest = np.uint64(now_ns + MAX_AHEAD_NS)
-    is_odd = (time < np.uint64(EARLIEST_NS)) | (time > latest)
+    is_odd = are_out_of_range(time.view(np.int64), now_ns)
     problems = {}
     for place in np.flatnonzero(is_odd).tolist():
         if is_span and not time[place]:

@@ -146,11 +146,12 @@ class Telemetry:
         refused: defaultdict[str, int] = defaultdict(int)
         failed: defaultdict[str, int] = defaultdict(int)
         of_keys: defaultdict[str, int] = defaultdict(int)
-        accepted = 0
+        items = accepted = 0
         for key, answer in answers:
             if not isinstance(answer, Outcome):
                 failed[reason_of(answer)] += 1
                 continue
+            items += answer.uses
             accepted += answer.accepted
             for reason, read in _REFUSALS:
                 refused[reason] += read(answer)
@@ -162,7 +163,7 @@ class Telemetry:
             counters = self._counters
             counters[_REQUESTS_IN] += len(answers)
             counters[_REQUESTS_OUT] += len(answers) - sum(failed.values())
-            counters[_ITEMS_IN] += accepted + sum(refused.values())
+            counters[_ITEMS_IN] += items
             counters[_ITEMS_OUT] += accepted
             for reason, count in failed.items():
                 counters[_name("ingest", "requests_refused", {"reason": reason})] += count

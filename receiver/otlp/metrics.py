@@ -174,7 +174,7 @@ def _metrics(request: lazy.MetricsRequest) -> Iterator[tuple[MetricHeader, list[
 
 
 def _decode_group(header: MetricHeader, points: list[bytes]) -> PointGroup:
-    parser = _DISTRIBUTIONS.get(header.type)
+    parser = DISTRIBUTIONS.get(header.type)
     if parser is not None:
         return _parse_distributions(header, points, parser)
     heads = b"".join([point[: _HEAD.itemsize] for point in points])
@@ -220,11 +220,12 @@ def _parse_numbers(header: MetricHeader, points: list[bytes]) -> PointGroup:
 
 
 _Distribution = lazy.HistogramDataPoint | lazy.ExponentialHistogramDataPoint | lazy.SummaryDataPoint
-_DISTRIBUTIONS: Final[dict[MetricType, type[_Distribution]]] = {
+DISTRIBUTIONS: Final[dict[MetricType, type[_Distribution]]] = {
     MetricType.HISTOGRAM: lazy.HistogramDataPoint,
     MetricType.EXPONENTIAL_HISTOGRAM: lazy.ExponentialHistogramDataPoint,
     MetricType.SUMMARY: lazy.SummaryDataPoint,
 }
+"""Types whose points stand for many measurements, and what parses one of them."""
 
 
 def _parse_distributions(
