@@ -1,7 +1,5 @@
 """The commands that a newcomer types first."""
 
-import os
-import subprocess
 from collections import Counter
 from decimal import Decimal
 from io import StringIO
@@ -11,19 +9,7 @@ import pytest
 from rich.console import Console
 
 from query_api import demo
-from tests.e2e.up import COMMAND, REPOSITORY, Up
-
-
-def run(*arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [COMMAND, *arguments],
-        cwd=REPOSITORY,
-        env={**os.environ, **settings},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+from tests.e2e.up import Up, run
 
 
 def test_the_demo_counts_what_it_sent() -> None:

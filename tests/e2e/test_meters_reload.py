@@ -1,8 +1,6 @@
 """meters.yaml may change under load: no request fails, and what a meter counts follows the file."""
 
-import os
 import signal
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.up import COMMAND, KEY, REPOSITORY, Up
+from tests.e2e.up import KEY, Up, run
 from tests.otlp import NOON, logs_request, post, spans_request
 from tests.waiting import eventually
 
@@ -203,15 +201,3 @@ def test_the_check_command_says_how_many_meters_or_what_is_wrong(tmp_path: Path)
     assert by_setting.stderr == bad.stderr
     assert missing.returncode == 1
     assert "there is no such file; create it or name another" in missing.stderr
-
-
-def run(*arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [COMMAND, *arguments],
-        cwd=REPOSITORY,
-        env={**os.environ, **settings},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )

@@ -160,6 +160,19 @@ class Up:
         return self.wait()
 
 
+def run(*arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
+    """One command, run to its end, with these settings in its environment."""
+    return subprocess.run(
+        [COMMAND, *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
 def free_ports(count: int) -> list[int]:
     """Ports of 127.0.0.1 that nobody has, outside of the range that outgoing connections get."""
     taken: list[socket.socket] = []

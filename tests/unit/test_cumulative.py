@@ -221,22 +221,24 @@ def test_measurements_of_value_zero_count() -> None:
     assert found.counts[1] == 3
 
 
+ONE = Cumulative(
+    first=np.array([1], np.uint64),
+    second=np.array([1], np.uint64),
+    start_ns=np.array([100]),
+    time_ns=np.array([110]),
+    whole=np.array([5]),
+    nano=np.array([0]),
+    counts=np.array([0]),
+)
+
+
 def test_a_point_that_adds_nothing_changes_no_state() -> None:
     disk: dict[bytes, bytes] = {}
     accumulators = Accumulators(lambda keys: {k: disk[k] for k in keys if k in disk})
-    one = Cumulative(
-        first=np.array([1], np.uint64),
-        second=np.array([1], np.uint64),
-        start_ns=np.array([100]),
-        time_ns=np.array([110]),
-        whole=np.array([5]),
-        nano=np.array([0]),
-        counts=np.array([0]),
-    )
-    first = accumulators.increases(one)
+    first = accumulators.increases(ONE)
     accumulators.remember(first.states)
 
-    again = accumulators.increases(one)
+    again = accumulators.increases(ONE)
 
     assert len(first.states) == 1
     assert again.states == []
@@ -245,16 +247,7 @@ def test_a_point_that_adds_nothing_changes_no_state() -> None:
 
 def test_nothing_is_remembered_before_the_commit() -> None:
     accumulators = Accumulators(lambda keys: {})
-    one = Cumulative(
-        first=np.array([1], np.uint64),
-        second=np.array([1], np.uint64),
-        start_ns=np.array([100]),
-        time_ns=np.array([110]),
-        whole=np.array([5]),
-        nano=np.array([0]),
-        counts=np.array([0]),
-    )
 
-    accumulators.increases(one)
+    accumulators.increases(ONE)
 
-    assert accumulators.increases(one).whole.tolist() == [5]
+    assert accumulators.increases(ONE).whole.tolist() == [5]
