@@ -4,6 +4,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,10 @@ class SpoolMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.path = Path(os.environ["PYTEST_SPOOL_DIR"]) / f"{id(self)}-{os.getpid()}.db"
-        self.path.unlink(missing_ok=True)
+        # A folder that no other machine had: a spool whose file went away from beside its lock, which
+        # says what waited in it, is refused, and must be.
+        folder = tempfile.mkdtemp(dir=os.environ["PYTEST_SPOOL_DIR"])
+        self.path = Path(folder) / "spool.db"
         self.spool = open_spool(self.path, max_bytes=60)
         self.waiting: list[bytes] = []
         self.sealed: tuple[str, int] | None = None
