@@ -19,3 +19,9 @@ class Settings(BaseSettings):
         default=False,
         description="Whether /metrics needs no key. Else: one with scope query, of no tenant.",
     )
+    query_max_seconds: float = Field(
+        30.0, gt=0, description="How long one read of the query API may take."
+    )
+    query_max_rows: int = Field(
+        1_000_000_000, gt=0, description="Rows of tables that one read of the query API may scan."
+    )

@@ -31,6 +31,7 @@ from receiver.exposition import exposition
 from receiver.http_connection import KEEP_ALIVE_SECONDS, bounded_connection
 from receiver.ingest import Work
 from receiver.replay import rehearse, replay
+from receiver.store.client import ReadLimits
 from receiver.store.keys import Principal, Scope
 from receiver.tls import CHECK_SECONDS, Tls
 from receiver.usage import Reason, Sender
@@ -100,7 +101,7 @@ async def serve(
             tls=None if tls is None else tls.context(asks_clients=True),
         )
         api = _Server(
-            create_app(services(receiver, clock, is_metrics_public=api_settings.metrics_public)),
+            create_app(services(receiver, clock, api_settings)),
             api_settings.api_host,
             api_settings.api_port,
             "the query API",
@@ -159,7 +160,7 @@ def ensure_admin_key(receiver: Receiver, settings: Settings) -> str | None:
     return text if given is None else None
 
 
-def services(receiver: Receiver, clock: Clock, *, is_metrics_public: bool = False) -> Services:
+def services(receiver: Receiver, clock: Clock, settings: config.Settings) -> Services:
     """What the query API needs of a receiver in the same process."""
 
     def submit(events: Sequence[UsageEvent], principal: Principal) -> Admission:
@@ -203,7 +204,8 @@ def services(receiver: Receiver, clock: Clock, *, is_metrics_public: bool = Fals
         meters=lambda: receiver.meters,
         submit=submit,
         metrics=lambda: exposition(receiver.telemetry.read()),
-        is_metrics_public=is_metrics_public,
+        is_metrics_public=settings.metrics_public,
+        limits=ReadLimits(seconds=settings.query_max_seconds, rows=settings.query_max_rows),
         resubmit=resubmit,
         checks={
             "database": lambda: _check_database(receiver),

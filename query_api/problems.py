@@ -5,6 +5,7 @@ MeteringError
 ├── ForbiddenError         the key does not reach that far
 ├── NotFoundError          there is no such thing, or not for this key
 ├── TooLargeError          the request, or its answer, is beyond a limit
+├── ConflictError          it contradicts what is there already
 ├── InvalidUsageError      the request can never succeed as it is
 └── UnavailableError       us: send it again
 
@@ -45,6 +46,10 @@ class TooLargeError(MeteringError):
     """A limit was passed; the message names it."""
 
 
+class ConflictError(MeteringError):
+    """What is there already does not allow it."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Kind:
     status: int
@@ -60,6 +65,7 @@ _KINDS: Final[Mapping[type[MeteringError], _Kind]] = {
     ),
     ForbiddenError: _Kind(403, "forbidden", "The API key does not allow this"),
     NotFoundError: _Kind(404, "not-found", "There is no such thing"),
+    ConflictError: _Kind(409, "conflict", "It contradicts what is there"),
     TooLargeError: _Kind(413, "too-large", "A limit was passed"),
     UnavailableError: _Kind(
         503, "unavailable", "Send the same request again", {"Retry-After": "1"}

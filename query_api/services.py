@@ -3,15 +3,17 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Protocol
+from typing import Annotated, Final, Protocol
 
 from fastapi import Depends, Request
 
 from otel_metering.clock import Clock
 from otel_metering.contract.event import Admission, UsageEvent
 from otel_metering.contract.meter import Meters, Signal
-from receiver.store.client import Store
+from receiver.store.client import ReadLimits, Store
 from receiver.store.keys import ApiKeys, Principal
+
+DEFAULT_LIMITS: Final = ReadLimits(seconds=30.0, rows=1_000_000_000)
 
 
 class Fate(StrEnum):
@@ -80,6 +82,7 @@ class Services:
             there is no receiver here.
         is_metrics_public: Whether they may be read without a key.
         resubmit: Sends items of quarantine through ingest again.
+        limits: What one read may cost.
         checks: Health, by name: each returns a short detail, or raises MeteringError.
     """
 
@@ -92,6 +95,7 @@ class Services:
     metrics: Callable[[], str] | None = None
     is_metrics_public: bool = False
     resubmit: Resubmit = no_receiver
+    limits: ReadLimits = DEFAULT_LIMITS
 
 
 async def _services(request: Request) -> Services:

@@ -20,7 +20,12 @@ QUANTITY_SCALE: Final = "metering.quantity.scale"
 UNIQUE_KEY: Final = "metering.unique_key"
 """What a unique count counts."""
 
-RESERVED: Final = frozenset({TENANT_ID, EVENT_ID, QUANTITY, QUANTITY_SCALE, UNIQUE_KEY})
+RESERVATION_ID: Final = "metering.reservation.id"
+"""The reservation that this usage settles: its units are then counted as used, and held no longer."""
+
+RESERVED: Final = frozenset(
+    {TENANT_ID, EVENT_ID, QUANTITY, QUANTITY_SCALE, UNIQUE_KEY, RESERVATION_ID}
+)
 """Attributes that steer metering and are never dimensions of a meter."""
 
 SCOPE_NAME: Final = "otel_metering"

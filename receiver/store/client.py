@@ -4,13 +4,15 @@
 - `clickhouse://user:password@host:8123/metering`, `clickhouses://` for TLS: a server over HTTP.
 
 Synchronous, because chDB is. Each call borrows a handle of its own, so calls of several threads run
-side by side. Driver errors leave here as `UnavailableError` (send it again later) or `StoreError`
-(the statement itself is wrong).
+side by side. Driver errors leave here as `UnavailableError` (send it again later), `ReadLimitError` (it
+reads too much, or was cancelled) or `StoreError` (the statement itself is wrong).
 """
 
 import queue
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -23,6 +25,9 @@ from otel_metering.errors import ConfigurationError, MeteringError, UnavailableE
 
 MAX_HANDLES: Final = 8
 """Handles open at once: writer, start-up load and a few readers; further callers wait for one."""
+
+_CODE: Final = re.compile(r"Code: (\d+)")
+"""In the text of an error of the embedded engine."""
 
 _STATEMENT_ERRORS: Final = frozenset(
     {
@@ -41,6 +46,46 @@ _STATEMENT_ERRORS: Final = frozenset(
         456,  # UNKNOWN_QUERY_PARAMETER
     }
 )
+
+
+_LIMIT_ERRORS: Final = {
+    158: "it reads too many rows",  # TOO_MANY_ROWS
+    159: "it takes too long",  # TIMEOUT_EXCEEDED
+    241: "it needs too much memory",  # MEMORY_LIMIT_EXCEEDED
+    394: "it was cancelled",  # QUERY_WAS_CANCELLED
+    396: "its answer has too many rows",  # TOO_MANY_ROWS_OR_BYTES
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadLimits:
+    """What one SELECT may cost.
+
+    Attributes:
+        seconds: How long it may take.
+        rows: How many rows of tables it may read.
+        tag: Names the read, so that `Store.cancel` can end it; empty: nobody will.
+    """
+
+    seconds: float
+    rows: int
+    tag: str = ""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Them as settings of ClickHouse."""
+        settings: dict[str, Any] = {
+            "max_execution_time": self.seconds,
+            "max_rows_to_read": self.rows,
+            "read_overflow_mode": "throw",
+            "timeout_overflow_mode": "throw",
+        }
+        # A query id of our own does not reach the embedded engine; a comment does.
+        return {**settings, "log_comment": self.tag} if self.tag else settings
+
+
+class ReadLimitError(MeteringError):
+    """A read passed one of its limits, or was cancelled; nothing is wrong with the database."""
 
 
 class StoreError(MeteringError):
@@ -66,25 +111,51 @@ class Store:
             self._idle.put(None)
 
     def query(
-        self, sql: str, parameters: Mapping[str, object] | None = None
+        self,
+        sql: str,
+        parameters: Mapping[str, object] | None = None,
+        limits: ReadLimits | None = None,
     ) -> Sequence[Sequence[Any]]:
         """Run a SELECT; returns its rows, in the statement's order.
 
         Args:
             sql: With `{name:Type}` placeholders.
             parameters: A value for each placeholder.
+            limits: What it may cost; None: anything.
 
         Raises:
             UnavailableError: The database did not answer.
+            ReadLimitError: It passed a limit, or was cancelled.
             StoreError: The statement is wrong.
         """
+        settings = limits.settings if limits else None
         with self._handle() as client:
-            return client.query(sql, parameters=dict(parameters or {})).result_rows
+            return client.query(
+                sql, parameters=dict(parameters or {}), settings=settings
+            ).result_rows
 
-    def query_table(self, sql: str, parameters: Mapping[str, object] | None = None) -> pa.Table:
-        """Run a SELECT; returns an Arrow table. Raises as `query`."""
+    def query_table(
+        self,
+        sql: str,
+        parameters: Mapping[str, object] | None = None,
+        limits: ReadLimits | None = None,
+    ) -> pa.Table:
+        """Run a SELECT; returns an Arrow table. Arguments and errors are those of `query`."""
+        settings = limits.settings if limits else None
         with self._handle() as client:
-            return client.query_arrow(sql, parameters=dict(parameters or {}))
+            return client.query_arrow(sql, parameters=dict(parameters or {}), settings=settings)
+
+    def cancel(self, tag: str) -> None:
+        """Let reads with this tag end soon, with ReadLimitError; if there is none, nothing happens.
+
+        Raises:
+            UnavailableError: The database did not answer.
+        """
+        with self._handle() as client:
+            client.query(
+                "KILL QUERY WHERE Settings['log_comment'] = {tag:String} ASYNC",
+                parameters={"tag": tag},
+            )
 
     def stream(self, sql: str) -> Iterator[pa.RecordBatch]:
         """Run a SELECT; yields its rows in pieces, so that memory stays flat. Raises as `query`."""
@@ -172,6 +243,9 @@ class Store:
 
 
 def _translate(error: ClickHouseError) -> MeteringError:
-    code = int(getattr(error, "code", None) or 0)
+    match = _CODE.search(str(error))
+    code = int(getattr(error, "code", None) or (match[1] if match else 0))
+    if code in _LIMIT_ERRORS:
+        return ReadLimitError(_LIMIT_ERRORS[code])
     message = f"the database failed: {str(error).splitlines()[0]}"
     return StoreError(message, code) if code in _STATEMENT_ERRORS else UnavailableError(message)

@@ -9,6 +9,7 @@ EXPLICIT_IDS: Final = "metering.explicit_ids"
 API_KEYS: Final = "metering.api_keys"
 PIPELINE_STATS: Final = "metering.pipeline_stats"
 QUARANTINE_RESOLVED: Final = "metering.quarantine_resolved"
+EVENT_CORRECTIONS: Final = "metering.event_corrections"
 MIGRATIONS: Final = "metering.migrations"
 
 USAGE_MINUTE: Final = "metering.usage_minute"

@@ -242,7 +242,9 @@ def test_a_look_up_reads_few_granules(store: Store, spool: Spool) -> None:
     asked: list[str] = []
 
     class Explaining(Store):
-        def query(self, sql: str, parameters: object = None) -> Sequence[Sequence[object]]:
+        def query(
+            self, sql: str, parameters: object = None, limits: object = None
+        ) -> Sequence[Sequence[object]]:
             plan = store.query(f"EXPLAIN indexes = 1 {sql}")
             asked.append("\n".join(str(row[0]) for row in plan))
             return store.query(sql)

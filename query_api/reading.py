@@ -1,0 +1,70 @@
+"""Runs statements for a request: within its limits, in a thread, and no longer than anybody waits for it."""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Final, TypeVar
+
+import pyarrow as pa
+from fastapi import Request
+from starlette.concurrency import run_in_threadpool
+
+from query_api.problems import TooLargeError
+from query_api.queries import Statement
+from query_api.services import Services
+from receiver.store.client import ReadLimitError, ReadLimits, Store
+
+_T = TypeVar("_T")
+
+_REMEDY: Final = "shorten the range, widen the window, name a tenant, or filter by dimensions instead of attributes"
+
+
+async def read(
+    request: Request, services: Services, statement: Statement
+) -> Sequence[Sequence[Any]]:
+    """The rows of a statement; it is cancelled when the client of `request` goes away.
+
+    Raises:
+        TooLargeError: It passed a limit.
+        UnavailableError: The database did not answer.
+    """
+    return await _run(
+        request,
+        services,
+        lambda store, limits: store.query(statement.sql, statement.parameters, limits),
+    )
+
+
+async def read_table(request: Request, services: Services, statement: Statement) -> pa.Table:
+    """As `read`, as an Arrow table."""
+    return await _run(
+        request,
+        services,
+        lambda store, limits: store.query_table(statement.sql, statement.parameters, limits),
+    )
+
+
+async def _run(request: Request, services: Services, work: Callable[[Store, ReadLimits], _T]) -> _T:
+    store = services.store
+    limits = replace(services.limits, tag=f"read-{secrets.token_hex(8)}")
+    running = asyncio.ensure_future(run_in_threadpool(work, store, limits))
+    leaving = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait({running, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not running.done():
+            await run_in_threadpool(store.cancel, limits.tag)
+        return await running
+    except ReadLimitError as error:
+        raise TooLargeError(
+            f"the read was ended: {error}; it may take {limits.seconds:g} s and scan {limits.rows} rows; "
+            f"{_REMEDY}"
+        ) from error
+    finally:
+        leaving.cancel()
+
+
+async def _left(request: Request) -> None:
+    """Return when the client has gone away; the body must have been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
