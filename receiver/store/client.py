@@ -158,7 +158,10 @@ class Store:
             )
 
     def stream(self, sql: str) -> Iterator[pa.RecordBatch]:
-        """Run a SELECT; yields its rows in pieces, so that memory stays flat. Raises as `query`."""
+        """Run a SELECT; yields its rows in pieces. Raises as `query`.
+
+        A server sends them piece by piece; of the embedded engine the driver holds the whole answer.
+        """
         with self._handle() as client, client.query_arrow_stream(sql) as stream:
             yield from stream
 
