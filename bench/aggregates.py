@@ -1,7 +1,6 @@
 """How fast usage is read: `python -m bench.aggregates --events 10000000 --events 100000000`.
 
-Events over a year for 1,000 tenants, evenly: the worst case for rollups, since hardly two events share a
-minute. Each question is asked of the API (routes, checks and JSON included; no network), once answered from
+Events over a year for 1,000 tenants, in bursts of ten that share a minute, a tenant and a region. Each question is asked of the API (routes, checks and JSON included; no network), once answered from
 rollups and once from the events alone, in the same engine and the same run. The data is kept in `--path`
 and taken again by the next run.
 """
@@ -37,6 +36,8 @@ METER = "api.calls"
 YEAR = datetime(2025, 1, 1, tzinfo=UTC)
 SECONDS = 365 * 86_400
 CHUNK = 1_000_000
+BURST = 10
+"""Events of one tenant and region in one minute."""
 RAW_SECONDS = 60.0
 """How long one question is asked of the events: some take seconds."""
 
@@ -99,13 +100,12 @@ def fill(folder: str, size: str) -> None:
     for start in range(int(first), count, CHUNK):
         store.execute(
             "INSERT INTO metering.events (event_id, tenant_id, meter, quantity, timestamp, start_time, "
-            "dimensions, attributes, service_name, signal, ingested_at) SELECT generateUUIDv4(), "
-            f"concat('tenant_', toString(sipHash64(number) % {TENANTS})), '{METER}', "
+            f"dimensions, attributes, service_name, signal, ingested_at) WITH intDiv(number, {BURST}) AS burst "
+            f"SELECT generateUUIDv4(), concat('tenant_', toString(sipHash64(burst) % {TENANTS})), '{METER}', "
             "toDecimal128(1 + sipHash64(number, 1) % 1000, 9) / 8, "
-            f"fromUnixTimestamp64Nano(toInt64({int(YEAR.timestamp())}000000000 + "
-            f"number * {SECONDS}000000000 / {count}), 'UTC') AS at, at, "
-            "map('region', ['eu', 'us', 'ap'][sipHash64(number, 2) % 3 + 1]), "
-            "map('region', ['eu', 'us', 'ap'][sipHash64(number, 2) % 3 + 1]), 'bench', 'metric', "
+            f"fromUnixTimestamp64Nano(toInt64({int(YEAR.timestamp())} + 60 * "
+            f"intDiv(burst * {SECONDS // 60}, {count // BURST}) + number % 60) * 1000000000, 'UTC') AS at, at, "
+            "map('region', ['eu', 'us', 'ap'][sipHash64(burst, 2) % 3 + 1]) AS d, d, 'bench', 'metric', "
             f"fromUnixTimestamp64Milli(toInt64(toUnixTimestamp(at)) * 1000) FROM numbers({start}, {CHUNK}) "
             f"SETTINGS max_threads = 1, max_insert_block_size = {CHUNK}, min_insert_block_size_rows = {CHUNK}"
         )
