@@ -181,7 +181,7 @@ def _is_there(keys: ApiKeys, given: str) -> bool:
     found = keys.find(given)
     if found is not None and keys.active(found.key_id) is None:
         _log.warning(
-            "METERING_ADMIN_KEY is key %s, which is revoked or expired; it opens nothing",
+            "METERING_ADMIN_KEY is key %s, which is revoked or expired, and opens nothing; set another",
             found.key_id,
             extra={"event": "admin_key_inactive"},
         )

@@ -77,7 +77,7 @@ class Changes:
 
 
 class KeyTable:
-    """The table. `changes` belongs to one thread at a time."""
+    """The table. `changes` and `insert` belong to one thread at a time."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -133,6 +133,7 @@ class KeyTable:
                 "updated_at": stored.version,
             },
         )
+        self._versions[key.key_id] = stored.version
 
     def _compare(self) -> Changes:
         table = self._store.query_table(_VERSIONS)
