@@ -36,7 +36,7 @@ class Rotation(Closed):
     """How a key is rotated."""
 
     overlap_seconds: int = Field(
-        3_600, ge=0, le=MAX_OVERLAP_SECONDS, description="How long the old key still works."
+        default=3_600, ge=0, le=MAX_OVERLAP_SECONDS, description="How long the old key still works."
     )
 
 

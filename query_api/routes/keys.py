@@ -71,7 +71,7 @@ def list_keys(
     "/{key_id}/rotate", status_code=201, responses=documented(NotFoundError, ConflictError)
 )
 def rotate_key(
-    services: ServicesDep, principal: Administrator, key_id: str, body: Rotation
+    services: ServicesDep, principal: Administrator, key_id: str, body: Rotation | None = None
 ) -> CreatedKey:
     """Make a key in place of another: with its name, scopes, tenant, rate limit and end.
 
@@ -81,7 +81,7 @@ def rotate_key(
     _visible(services, principal, key_id)
     rotated = services.keys.rotate(
         key_id,
-        overlap=timedelta(seconds=body.overlap_seconds),
+        overlap=timedelta(seconds=(body or Rotation()).overlap_seconds),
         before_save=_recorder(services, principal, "key.rotate"),
     )
     if rotated is None:

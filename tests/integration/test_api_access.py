@@ -33,7 +33,7 @@ ROUTES: list[tuple[str, str, dict[str, Any], Scope, int]] = [
     ("POST", "/v1/meter/keys", {"json": NEW_KEY}, Scope.ADMIN, 403),
     ("GET", "/v1/meter/keys", {}, Scope.ADMIN, 200),
     ("DELETE", "/v1/meter/keys/{key_id}", {}, Scope.ADMIN, 404),
-    ("POST", "/v1/meter/keys/{key_id}/rotate", {"json": {}}, Scope.ADMIN, 404),
+    ("POST", "/v1/meter/keys/{key_id}/rotate", {}, Scope.ADMIN, 404),
     ("POST", "/v1/meter/tokens", {"json": NEW_TOKEN}, Scope.QUERY, 403),
     ("GET", "/v1/meter/audit", {"params": {"tenant_id": "tenant_a"}}, Scope.ADMIN, 403),
     ("GET", "/v1/meter/quarantine", {}, Scope.ADMIN, 403),

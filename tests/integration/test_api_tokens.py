@@ -1,5 +1,6 @@
 """Read tokens over the API: what they open, and that no route forgets what they do not."""
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
@@ -7,6 +8,8 @@ from uuid import UUID
 import httpx
 import pytest
 
+from query_api.app import create_app
+from query_api.auth import Reader
 from receiver.store.keys import Scope
 from tests.integration.api_harness import Api, running_api
 
@@ -98,6 +101,31 @@ def test_no_route_forgets_the_meters_of_a_token(api: Api) -> None:
                     assert OTHER_TENANT not in answer.text, where
                     assert "tenant_b" not in answer.text, where
     assert reads >= 3
+
+
+def test_a_route_that_does_not_ask_for_a_meter_takes_no_restricted_token(api: Api) -> None:
+    """A parameter that nothing reads would be no restriction."""
+    app = create_app(api.app.state.services)
+
+    async def without(principal: Reader) -> str:
+        return principal.key_id
+
+    async def with_meter(principal: Reader, meter: str) -> str:
+        return f"{principal.key_id} {meter}"
+
+    app.add_api_route("/without", without)
+    app.add_api_route("/with", with_meter)
+    restricted, whole = token(api, meters=[OWN]), token(api)
+
+    async def status(path: str, text: str) -> int:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
+            headers = {"authorization": f"Bearer {text}"}
+            return (await client.get(path, params={"meter": OWN}, headers=headers)).status_code
+
+    assert asyncio.run(status("/with", restricted)) == 200
+    assert asyncio.run(status("/without", restricted)) == 403
+    assert asyncio.run(status("/without", whole)) == 200
 
 
 @pytest.mark.parametrize(
