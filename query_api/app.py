@@ -1,14 +1,29 @@
 """The query API: puts routes, problems and services together, and holds no rule."""
 
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
+from starlette.types import ASGIApp
 
 from query_api import problems
+from query_api.access_log import AccessLog
 from query_api.body import BodyLimit
-from query_api.routes import aggregates, events, health, keys, meters, metrics, quarantine
+from query_api.cors import with_cors
+from query_api.rate_limits import RateLimits
+from query_api.routes import (
+    aggregates,
+    audit,
+    events,
+    health,
+    keys,
+    meters,
+    metrics,
+    quarantine,
+    tokens,
+)
 from query_api.schemas import Problem
 from query_api.services import Services
 
@@ -20,13 +35,23 @@ Usage per tenant and meter, exact to the last decimal.
 - **Keys** go into `Authorization: Bearer <key>` or `x-api-key`. A key has scopes (`ingest`, `query`,
   `validate`, `admin`) and may be bound to one tenant, which it then writes and reads without naming it.
 - **Errors** are RFC 9457 problems; `detail` says the fact, the limit and the remedy. After 503, send the
-  same request again.
+  same request again; after 429, when `Retry-After` says so.
+- **Request ids**: `X-Request-Id` of a request (1 to 128 of `A-Za-z0-9._-`), or one that is made up, is on
+  each answer, in each problem and in the audit log.
 """
 
 
-def create_app(services: Services) -> FastAPI:
-    """Make the ASGI application; it opens nothing, and closes nothing that it was given."""
-    app = FastAPI(
+def create_app(
+    services: Services, *, cors_origins: Sequence[str] = (), has_access_log: bool = False
+) -> FastAPI:
+    """Make the ASGI application; it opens nothing, and closes nothing that it was given.
+
+    Args:
+        services: What it works with.
+        cors_origins: Web pages that may read, as `receiver.cors` writes them.
+        has_access_log: Whether each request is a line of log.
+    """
+    app = _Api(
         title="otel-metering",
         summary="Usage metering native to OpenTelemetry",
         description=_DESCRIPTION,
@@ -35,13 +60,37 @@ def create_app(services: Services) -> FastAPI:
         generate_unique_id_function=_operation_id,
     )
     app.state.services = services
+    app.state.rate_limits = RateLimits(services.clock)
+    app.wrap = lambda inner: AccessLog(
+        with_cors(inner, cors_origins), services.clock, is_on=has_access_log
+    )
     app.add_middleware(BodyLimit)
     problems.install(app)
-    for resource in (events, aggregates, meters, quarantine, keys, health, metrics):
+    for resource in (
+        events,
+        aggregates,
+        meters,
+        quarantine,
+        keys,
+        tokens,
+        audit,
+        health,
+        metrics,
+    ):
         app.include_router(resource.router)
     app.add_api_route("/", _to_docs, include_in_schema=False)
     _document_problems(app)
     return app
+
+
+class _Api(FastAPI):
+    """FastAPI, with middleware around what answers bugs; `add_middleware` only goes inside of that."""
+
+    wrap: Callable[[ASGIApp], ASGIApp]
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Everything, and `wrap` around it."""
+        return self.wrap(super().build_middleware_stack())
 
 
 def _operation_id(route: APIRoute) -> str:

@@ -31,8 +31,9 @@ from receiver.exposition import exposition
 from receiver.http_connection import KEEP_ALIVE_SECONDS, bounded_connection
 from receiver.ingest import Work
 from receiver.replay import rehearse, replay
+from receiver.store.audit import AT_START, AuditLog
 from receiver.store.client import ReadLimits
-from receiver.store.keys import Principal, Scope
+from receiver.store.keys import ApiKeys, Principal, Scope
 from receiver.tls import CHECK_SECONDS, Tls
 from receiver.usage import Reason, Sender
 
@@ -90,7 +91,7 @@ async def serve(
     await asyncio.to_thread(receiver.start)
     servers: list[_Server] = []
     try:
-        admin_key = await asyncio.to_thread(ensure_admin_key, receiver, settings)
+        admin_key = await asyncio.to_thread(ensure_admin_key, receiver, settings, clock)
         tls = receiver.tls
         otlp_http = _Server(
             receiver.http,
@@ -101,7 +102,11 @@ async def serve(
             tls=None if tls is None else tls.context(asks_clients=True),
         )
         api = _Server(
-            create_app(services(receiver, clock, api_settings)),
+            create_app(
+                services(receiver, clock, api_settings),
+                cors_origins=api_settings.cors_origins,
+                has_access_log=api_settings.access_log,
+            ),
             api_settings.api_host,
             api_settings.api_port,
             "the query API",
@@ -142,22 +147,45 @@ async def _until(stopping: asyncio.Event, tls: Tls | None) -> None:
                 tls.reload()
 
 
-def ensure_admin_key(receiver: Receiver, settings: Settings) -> str | None:
+def ensure_admin_key(receiver: Receiver, settings: Settings, clock: Clock) -> str | None:
     """Make the first admin key, if there is none; returns its text if it was made up here.
 
     Raises:
-        ConfigurationError: `METERING_ADMIN_KEY` does not look like a key.
+        ConfigurationError: `METERING_ADMIN_KEY` does not look like a key, or is not the key of its id.
     """
     given = settings.admin_key.get_secret_value() if settings.admin_key else None
-    if given is not None and receiver.keys.authenticate(given) is not None:
+    if given is not None and _is_there(receiver.keys, given):
         return None
     if given is None and any(Scope.ADMIN in key.scopes for key in receiver.keys.list()):
         return None
     try:
-        _, text = receiver.keys.create(name="first admin key", scopes=[Scope.ADMIN], key=given)
+        _, text = receiver.keys.create(
+            name="first admin key",
+            scopes=[Scope.ADMIN],
+            key=given,
+            before_save=lambda key: AuditLog(receiver.store, clock).record(
+                key_id=AT_START,
+                action="key.create",
+                target=key.key_id,
+                tenant_id=None,
+                details={"name": key.name, "scopes": ", ".join(key.scopes)},
+            ),
+        )
     except MeteringError as error:
         raise ConfigurationError(f"METERING_ADMIN_KEY: {error}") from error
     return text if given is None else None
+
+
+def _is_there(keys: ApiKeys, given: str) -> bool:
+    """Whether the key of this text was made before. A revoked one is not brought back to life."""
+    found = keys.find(given)
+    if found is not None and keys.active(found.key_id) is None:
+        _log.warning(
+            "METERING_ADMIN_KEY is key %s, which is revoked or expired, and opens nothing; set another",
+            found.key_id,
+            extra={"event": "admin_key_inactive"},
+        )
+    return found is not None
 
 
 def services(receiver: Receiver, clock: Clock, settings: config.Settings) -> Services:

@@ -4,6 +4,7 @@ MeteringError
 ├── UnauthenticatedError   no key, or one that is known to be bad
 ├── ForbiddenError         the key does not reach that far
 ├── NotFoundError          there is no such thing, or not for this key
+├── RateLimitedError       the key sends too many requests now
 ├── TooLargeError          the request, or its answer, is beyond a limit
 ├── ConflictError          it contradicts what is there already
 ├── InvalidUsageError      the request can never succeed as it is
@@ -14,7 +15,7 @@ Anything else is our fault: 500, logged, without a word about the inside.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Final
 
@@ -24,6 +25,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from otel_metering.errors import InvalidUsageError, MeteringError, UnavailableError
+from query_api.access_log import current_request_id
+from receiver.store.keys import KeyStateError
 
 MEDIA_TYPE: Final = "application/problem+json"
 
@@ -50,6 +53,18 @@ class ConflictError(MeteringError):
     """What is there already does not allow it."""
 
 
+class RateLimitedError(MeteringError):
+    """The key sends more requests than it may.
+
+    Attributes:
+        retry_after_seconds: When the same request is welcome.
+    """
+
+    def __init__(self, message: str, *, retry_after_seconds: int) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
 @dataclass(frozen=True, slots=True)
 class _Kind:
     status: int
@@ -58,6 +73,7 @@ class _Kind:
     headers: Mapping[str, str] | None = None
 
 
+_CONFLICT: Final = _Kind(409, "conflict", "It contradicts what is there")
 _KINDS: Final[Mapping[type[MeteringError], _Kind]] = {
     InvalidUsageError: _Kind(400, "invalid-request", "The request cannot be understood"),
     UnauthenticatedError: _Kind(
@@ -65,8 +81,10 @@ _KINDS: Final[Mapping[type[MeteringError], _Kind]] = {
     ),
     ForbiddenError: _Kind(403, "forbidden", "The API key does not allow this"),
     NotFoundError: _Kind(404, "not-found", "There is no such thing"),
-    ConflictError: _Kind(409, "conflict", "It contradicts what is there"),
+    ConflictError: _CONFLICT,
+    KeyStateError: _CONFLICT,
     TooLargeError: _Kind(413, "too-large", "A limit was passed"),
+    RateLimitedError: _Kind(429, "rate-limited", "Too many requests of this API key"),
     UnavailableError: _Kind(
         503, "unavailable", "Send the same request again", {"Retry-After": "1"}
     ),
@@ -86,7 +104,13 @@ def install(app: FastAPI) -> None:
 
 def documented(*kinds: type[MeteringError]) -> dict[int | str, dict[str, object]]:
     """OpenAPI: the problems of a route: those of every route, and `kinds`."""
-    always = (InvalidUsageError, UnauthenticatedError, ForbiddenError, UnavailableError)
+    always = (
+        InvalidUsageError,
+        UnauthenticatedError,
+        ForbiddenError,
+        RateLimitedError,
+        UnavailableError,
+    )
     shown: list[type[MeteringError]] = [*always, *kinds]
     return {
         _KINDS[kind].status: {
@@ -94,7 +118,7 @@ def documented(*kinds: type[MeteringError]) -> dict[int | str, dict[str, object]
             "content": {
                 MEDIA_TYPE: {
                     "schema": {"$ref": "#/components/schemas/Problem"},
-                    "example": _body(_KINDS[kind], "a fact, the limit, and the remedy"),
+                    "example": _body(_KINDS[kind], "a fact, the limit, and the remedy", "0f3c"),
                 }
             },
         }
@@ -106,6 +130,8 @@ async def _on_metering_error(request: Request, error: Exception) -> JSONResponse
     kind = next(_KINDS[base] for base in type(error).__mro__ if base in _KINDS)
     if kind.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         return await _on_unexpected_error(request, error)
+    if isinstance(error, RateLimitedError):
+        kind = replace(kind, headers={"Retry-After": str(error.retry_after_seconds)})
     return _answer(kind, str(error))
 
 
@@ -127,7 +153,8 @@ async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _on_unexpected_error(request: Request, error: Exception) -> JSONResponse:
-    _log.error("request failed", exc_info=error, extra={"event": "api_request_failed"})
+    extra = {"event": "api_request_failed", "request_id": current_request_id()}
+    _log.error("request failed", exc_info=error, extra=extra)
     return _answer(
         _KINDS[MeteringError], "the request failed here; the log of the service says why"
     )
@@ -135,17 +162,18 @@ async def _on_unexpected_error(request: Request, error: Exception) -> JSONRespon
 
 def _answer(kind: _Kind, detail: str) -> JSONResponse:
     return JSONResponse(
-        _body(kind, detail),
+        _body(kind, detail, current_request_id()),
         status_code=kind.status,
         media_type=MEDIA_TYPE,
         headers=dict(kind.headers or {}),
     )
 
 
-def _body(kind: _Kind, detail: str) -> dict[str, object]:
+def _body(kind: _Kind, detail: str, request_id: str) -> dict[str, object]:
     return {
         "type": f"urn:otel-metering:problem:{kind.name}",
         "title": kind.title,
         "status": kind.status,
         "detail": detail,
+        "request_id": request_id,
     }

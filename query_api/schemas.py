@@ -6,11 +6,10 @@ These classes are the OpenAPI document; long answers are written without them, a
 from decimal import Decimal
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from otel_metering.contract.meter import Aggregation
 from query_api.periods import Window
-from receiver.store.keys import Scope
 
 _EVENT: Final[dict[str, Any]] = {
     "event_id": "order-1042-line-3",
@@ -188,45 +187,6 @@ class MetersAnswer(BaseModel):
     data: list[Meter]
 
 
-class NewKey(Closed):
-    """A key to make."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "example": {"name": "billing job", "scopes": ["query"], "tenant_id": "tenant_a"}
-        }
-    )
-
-    name: str = Field(min_length=1, max_length=200, description="For people.")
-    scopes: list[Scope] = Field(min_length=1, description="What it may do.")
-    tenant_id: str | None = Field(None, description="Bind it to this tenant; null: any tenant.")
-    expires_at: AwareDatetime | None = Field(None, description="RFC 3339; null: never.")
-
-
-class Key(BaseModel):
-    """A key, without its secret."""
-
-    key_id: str
-    name: str
-    scopes: list[Scope]
-    tenant_id: str | None
-    created_at: str
-    expires_at: str | None
-    revoked_at: str | None
-
-
-class CreatedKey(Key):
-    """A key, with its secret, which is shown this once."""
-
-    key: str
-
-
-class KeysAnswer(BaseModel):
-    """Oldest first, revoked ones included."""
-
-    data: list[Key]
-
-
 class Check(BaseModel):
     """One check that was run."""
 
@@ -248,3 +208,4 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str = Field(description="The fact, the limit, and the remedy.")
+    request_id: str = Field(description="As in the header X-Request-Id, and in the log.")

@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from otel_metering.clock import Clock
 from otel_metering.contract.event import Admission, UsageEvent
 from otel_metering.contract.meter import Meters, Signal
+from receiver.store.audit import AuditLog
 from receiver.store.client import ReadLimits, Store
 from receiver.store.keys import ApiKeys, Principal
 
@@ -96,6 +97,11 @@ class Services:
     is_metrics_public: bool = False
     resubmit: Resubmit = no_receiver
     limits: ReadLimits = DEFAULT_LIMITS
+
+    @property
+    def audit(self) -> AuditLog:
+        """Where administrative changes are recorded; `query_api.audit` is the way to it."""
+        return AuditLog(self.store, self.clock)
 
 
 async def _services(request: Request) -> Services:

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query
 
 from query_api import queries
-from query_api.auth import Reader, reachable_tenant
+from query_api.auth import MeterFilteringReader, reachable_tenant
 from query_api.parameters import only
 from query_api.periods import parse_range
 from query_api.problems import TooLargeError, documented
@@ -17,7 +17,9 @@ router = APIRouter(prefix="/v1/meter/meters", tags=["usage"])
 
 @router.get("", responses=documented(TooLargeError), dependencies=[Depends(only(MetersParameters))])
 def list_meters(
-    services: ServicesDep, principal: Reader, parameters: Annotated[MetersParameters, Query()]
+    services: ServicesDep,
+    principal: MeterFilteringReader,
+    parameters: Annotated[MetersParameters, Query()],
 ) -> MetersAnswer:
     """List the meters that are defined, or have usage in the range."""
     within = parse_range(parameters.from_, parameters.to, now_ns=services.clock.now_ns())
@@ -42,6 +44,7 @@ def list_meters(
                 events=count,
             )
             for slug, count in sorted(counts.items())
+            if principal.meters is None or slug in principal.meters
             for definition in [defined.get(slug) or meters.find(slug)]
         ]
     )

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Query
 
 from otel_metering.errors import InvalidUsageError
 from query_api import quarantine_queries
+from query_api.audit import audit
 from query_api.auth import Operator
 from query_api.cursor import Cursor, decode
 from query_api.parameters import only
@@ -108,6 +109,7 @@ def replay_quarantine(
     however often this is asked, and also if its sender has sent it again.
     """
     order, within = _order(services, principal, body)
+    _record(services, principal, body, "quarantine.replay")
     done = replay(services, order, max_refusals=MAX_REFUSALS)
     return ReplayAnswer(
         dry_run=body.dry_run,
@@ -137,12 +139,23 @@ def discard_quarantine(
             "signal, name, from or to"
         )
     order, within = _order(services, principal, body)
+    _record(services, principal, body, "quarantine.discard")
     done = discard(services, order)
     return DiscardAnswer(
         dry_run=body.dry_run,
         discarded=done.fates[Fate.DISCARDED],
         next_cursor=_cursor_behind(done, within),
     )
+
+
+def _record(
+    services: Services, principal: Principal, body: QuarantineSelection, action: str
+) -> None:
+    """Into the audit log, before it is done; that names each item with its key and note afterwards."""
+    if not body.dry_run:
+        asked = body.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        asked["event_ids"] = len(body.event_ids) or None
+        audit(services, principal, action=action, target="quarantine", details=asked)
 
 
 def _order(

@@ -101,7 +101,8 @@ class Api:
 
 
 @contextmanager
-def running_api(path: Path) -> Iterator[Api]:
+def running_api(path: Path, **options: Any) -> Iterator[Api]:
+    """Run it, with the options of `create_app`."""
     store = Store(f"chdb://{path}")
     clock, ledger = ManualClock(), Ledger()
     migrate(store, clock)
@@ -117,7 +118,7 @@ def running_api(path: Path) -> Iterator[Api]:
         checks=checks,
         metrics=lambda: METRICS,
     )
-    app = create_app(services)
+    app = create_app(services, **options)
     try:
         with _served(app) as url:
             api = Api(

@@ -23,6 +23,7 @@ from tests.integration.api_harness import METRICS, Api, running_api
 
 EVENT = {"tenant_id": "tenant_a", "meter": "api.calls"}
 NEW_KEY = {"name": "new", "scopes": ["query"], "tenant_id": "tenant_a"}
+NEW_TOKEN = {"tenant_id": "tenant_a", "ttl_seconds": 60}
 # method, path, arguments, the scope it needs, and its answer if asked about another tenant
 ROUTES: list[tuple[str, str, dict[str, Any], Scope, int]] = [
     ("POST", "/v1/meter/events", {"json": EVENT}, Scope.INGEST, 202),
@@ -32,6 +33,9 @@ ROUTES: list[tuple[str, str, dict[str, Any], Scope, int]] = [
     ("POST", "/v1/meter/keys", {"json": NEW_KEY}, Scope.ADMIN, 403),
     ("GET", "/v1/meter/keys", {}, Scope.ADMIN, 200),
     ("DELETE", "/v1/meter/keys/{key_id}", {}, Scope.ADMIN, 404),
+    ("POST", "/v1/meter/keys/{key_id}/rotate", {}, Scope.ADMIN, 404),
+    ("POST", "/v1/meter/tokens", {"json": NEW_TOKEN}, Scope.QUERY, 403),
+    ("GET", "/v1/meter/audit", {"params": {"tenant_id": "tenant_a"}}, Scope.ADMIN, 403),
     ("GET", "/v1/meter/quarantine", {}, Scope.ADMIN, 403),
     ("GET", "/v1/meter/quarantine/summary", {}, Scope.ADMIN, 403),
     ("POST", "/v1/meter/quarantine/replay", {"json": {}}, Scope.ADMIN, 403),
@@ -265,7 +269,13 @@ def test_whatever_goes_wrong_is_a_problem_without_internals(
     assert [response.status_code for response in responses] == [500, 404, 405]
     for response in responses:
         assert response.headers["content-type"] == "application/problem+json"
-        assert response.json().keys() == {"type", "title", "status", "detail"}
+        assert response.json().keys() == {
+            "type",
+            "title",
+            "status",
+            "detail",
+            "request_id",
+        }
         assert response.json()["status"] == response.status_code
     assert "secret" not in internal.text
     assert any(record.message == "request failed" for record in caplog.records)
