@@ -8,7 +8,19 @@ from fastapi.routing import APIRoute
 
 from query_api import problems
 from query_api.body import BodyLimit
-from query_api.routes import aggregates, events, health, keys, meters, metrics, quarantine
+from query_api.routes import (
+    aggregates,
+    events,
+    health,
+    keys,
+    meters,
+    metrics,
+    openmeter_events,
+    openmeter_meters,
+    openmeter_query,
+    openmeter_subjects,
+    quarantine,
+)
 from query_api.schemas import Problem
 from query_api.services import Services
 
@@ -22,6 +34,9 @@ Usage per tenant and meter, exact to the last decimal.
 - **Errors** are RFC 9457 problems; `detail` says the fact, the limit and the remedy. After 503, send the
   same request again.
 """
+
+_OPENMETER: Final = (openmeter_events, openmeter_query, openmeter_meters, openmeter_subjects)
+"""Queries before meters: a slug may have a slash in it, and takes what is left of a path."""
 
 
 def create_app(services: Services) -> FastAPI:
@@ -37,7 +52,7 @@ def create_app(services: Services) -> FastAPI:
     app.state.services = services
     app.add_middleware(BodyLimit)
     problems.install(app)
-    for resource in (events, aggregates, meters, quarantine, keys, health, metrics):
+    for resource in (events, aggregates, meters, quarantine, keys, health, metrics, *_OPENMETER):
         app.include_router(resource.router)
     app.add_api_route("/", _to_docs, include_in_schema=False)
     _document_problems(app)

@@ -6,6 +6,7 @@ MeteringError
 ├── NotFoundError          there is no such thing, or not for this key
 ├── TooLargeError          the request, or its answer, is beyond a limit
 ├── ConflictError          it contradicts what is there already
+├── UnsupportedMediaTypeError  a format that is not read here
 ├── InvalidUsageError      the request can never succeed as it is
 └── UnavailableError       us: send it again
 
@@ -46,6 +47,10 @@ class TooLargeError(MeteringError):
     """A limit was passed; the message names it."""
 
 
+class UnsupportedMediaTypeError(MeteringError):
+    """The body is in a format that is not read here."""
+
+
 class ConflictError(MeteringError):
     """What is there already does not allow it."""
 
@@ -67,6 +72,7 @@ _KINDS: Final[Mapping[type[MeteringError], _Kind]] = {
     NotFoundError: _Kind(404, "not-found", "There is no such thing"),
     ConflictError: _Kind(409, "conflict", "It contradicts what is there"),
     TooLargeError: _Kind(413, "too-large", "A limit was passed"),
+    UnsupportedMediaTypeError: _Kind(415, "unsupported-media-type", "This format is not read here"),
     UnavailableError: _Kind(
         503, "unavailable", "Send the same request again", {"Retry-After": "1"}
     ),
