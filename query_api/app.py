@@ -1,12 +1,12 @@
 """The query API: puts routes, problems and services together, and holds no rule."""
 
-from typing import Any, Final
+from typing import Final
 
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
 
-from query_api import problems
+from query_api import document, problems
 from query_api.body import BodyLimit
 from query_api.routes import (
     aggregates,
@@ -21,7 +21,6 @@ from query_api.routes import (
     openmeter_subjects,
     quarantine,
 )
-from query_api.schemas import Problem
 from query_api.services import Services
 
 _DESCRIPTION: Final = """
@@ -55,7 +54,7 @@ def create_app(services: Services) -> FastAPI:
     for resource in (events, aggregates, meters, quarantine, keys, health, metrics, *_OPENMETER):
         app.include_router(resource.router)
     app.add_api_route("/", _to_docs, include_in_schema=False)
-    _document_problems(app)
+    document.describe(app)
     return app
 
 
@@ -65,15 +64,3 @@ def _operation_id(route: APIRoute) -> str:
 
 async def _to_docs() -> RedirectResponse:
     return RedirectResponse("/docs")
-
-
-def _document_problems(app: FastAPI) -> None:
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = generate()
-        schemas = document["components"]["schemas"]
-        schemas["Problem"] = Problem.model_json_schema()
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]  # the extension point that FastAPI documents

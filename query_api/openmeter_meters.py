@@ -7,7 +7,7 @@ from typing import Final
 
 from otel_metering.contract import attributes as wire
 from otel_metering.contract.meter import Aggregation, MeterDefinition, Meters
-from query_api.openmeter_schemas import Meter
+from query_api.openmeter_schemas import OpenMeterMeter
 from receiver.store.meters import ApiMeter
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -45,9 +45,9 @@ def every(file: Meters, made: Sequence[ApiMeter]) -> dict[str, ApiMeter]:
     }
 
 
-def shown(meter: ApiMeter) -> Meter:
+def shown(meter: ApiMeter) -> OpenMeterMeter:
     """What is answered of it."""
-    return Meter(
+    return OpenMeterMeter(
         id=meter_id(meter.slug),
         slug=meter.slug,
         name=meter.name or None,

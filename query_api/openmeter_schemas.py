@@ -54,7 +54,12 @@ def _content(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _ONE: Final = CloudEvent.model_json_schema()
-_MANY: Final = {"type": "array", "maxItems": 10_000, "items": CloudEvent.model_json_schema()}
+_MANY: Final = {
+    "type": "array",
+    "maxItems": 10_000,
+    "items": _ONE,
+    "example": [_ONE["example"]],
+}
 
 CLOUDEVENTS_CONTENT: Final[dict[str, Any]] = {
     "application/cloudevents+json": _content(_ONE),
@@ -64,7 +69,7 @@ CLOUDEVENTS_CONTENT: Final[dict[str, Any]] = {
 
 EITHER_CONTENT: Final[dict[str, Any]] = {
     **CLOUDEVENTS_CONTENT,
-    "application/json": _content({"oneOf": [_ONE, _MANY]}),
+    "application/json": _content({"oneOf": [_ONE, _MANY], "example": _ONE["example"]}),
 }
 
 
@@ -95,7 +100,10 @@ Texts = Annotated[dict[str, str], Field(max_length=64)]
 class MeterUpdate(Closed):
     """What of a meter may be changed; a field that is left out stays."""
 
-    model_config = ConfigDict(populate_by_name=True)
+    model_config = ConfigDict(
+        populate_by_name=True,
+        json_schema_extra={"example": {"name": "Tokens", "groupBy": {"model": "$.model"}}},
+    )
 
     name: str | None = Field(None, max_length=256, description="For people.")
     description: str | None = Field(None, max_length=1_024, description="For people.")
@@ -133,7 +141,7 @@ class MeterCreate(MeterUpdate):
     )
 
 
-class Meter(BaseModel):
+class OpenMeterMeter(BaseModel):
     """A meter: made here, or defined in meters.yaml."""
 
     model_config = ConfigDict(populate_by_name=True)
@@ -220,7 +228,19 @@ class AdvancedFilter(Closed):
 class QueryRequest(Closed):
     """Which usage, as a body."""
 
-    model_config = ConfigDict(populate_by_name=True)
+    model_config = ConfigDict(
+        populate_by_name=True,
+        json_schema_extra={
+            "example": {
+                "from": "2026-03-01T00:00:00Z",
+                "to": "2026-04-01T00:00:00Z",
+                "windowSize": "DAY",
+                "subject": ["tenant_a"],
+                "filterGroupBy": {"model": ["m1", "m2"]},
+                "groupBy": ["model"],
+            }
+        },
+    )
 
     client_id: str | None = Field(None, alias="clientId")
     from_: str | None = Field(None, alias="from")

@@ -14,11 +14,11 @@ from query_api.auth import Operator, Reader
 from query_api.intake import is_storable
 from query_api.jsonpath import parse_path
 from query_api.openmeter_schemas import (
-    Meter,
     MeterAggregation,
     MeterCreate,
     MetersParameters,
     MeterUpdate,
+    OpenMeterMeter,
 )
 from query_api.parameters import only
 from query_api.problems import ConflictError, NotFoundError, documented
@@ -69,7 +69,7 @@ def made_meters(services: Services) -> ApiMeters:
 @router.get("", responses=documented(), dependencies=[Depends(only(MetersParameters))])
 def list_openmeter_meters(
     services: ServicesDep, principal: Reader, parameters: Annotated[MetersParameters, Query()]
-) -> list[Meter]:
+) -> list[OpenMeterMeter]:
     """List meters: those made here, and those of meters.yaml."""
     made = made_meters(services)
     listed = made.every() if parameters.include_deleted else made.list()
@@ -83,7 +83,9 @@ def list_openmeter_meters(
 
 
 @router.post("", status_code=201, responses=documented(ConflictError))
-def create_openmeter_meter(services: ServicesDep, principal: Operator, body: MeterCreate) -> Meter:
+def create_openmeter_meter(
+    services: ServicesDep, principal: Operator, body: MeterCreate
+) -> OpenMeterMeter:
     """Make a meter. From then on each CloudEvent of its event type feeds it; earlier ones do not."""
     made = made_meters(services)
     slug = check_name("slug", body.slug)
@@ -106,7 +108,9 @@ def create_openmeter_meter(services: ServicesDep, principal: Operator, body: Met
 
 
 @router.get("/{meter_id_or_slug:path}", responses=documented(NotFoundError))
-def read_openmeter_meter(services: ServicesDep, principal: Reader, meter_id_or_slug: str) -> Meter:
+def read_openmeter_meter(
+    services: ServicesDep, principal: Reader, meter_id_or_slug: str
+) -> OpenMeterMeter:
     """Read one meter, by its slug or id."""
     return view.shown(find_meter(services, meter_id_or_slug))
 
@@ -114,7 +118,7 @@ def read_openmeter_meter(services: ServicesDep, principal: Reader, meter_id_or_s
 @router.put("/{meter_id_or_slug:path}", responses=documented(NotFoundError, ConflictError))
 def update_openmeter_meter(
     services: ServicesDep, principal: Operator, meter_id_or_slug: str, body: MeterUpdate
-) -> Meter:
+) -> OpenMeterMeter:
     """Change what may be changed of a meter: what was counted stays as it was."""
     made = made_meters(services)
     meter = _changeable(services, meter_id_or_slug)

@@ -17,9 +17,10 @@ from query_api.problems import NotFoundError, TooLargeError, documented
 from query_api.queries import MAX_ROWS
 from query_api.reading import read
 from query_api.routes.openmeter_meters import find_meter
-from query_api.services import ServicesDep
+from query_api.services import Services, ServicesDep
+from receiver.store.keys import Principal
 
-router = APIRouter(prefix="/api/v1/subjects", tags=["OpenMeter-compatible"])
+router = APIRouter(prefix="/api", tags=["OpenMeter-compatible"])
 
 _ZERO: Final = Decimal(0)
 
@@ -30,7 +31,7 @@ class ValueParameters(BaseModel):
     time: str | None = Field(None, description="Taken, and not used: the answer is about now.")
 
 
-@router.get("", responses=documented(TooLargeError))
+@router.get("/v1/subjects", responses=documented(TooLargeError))
 async def list_openmeter_subjects(
     request: Request, services: ServicesDep, principal: Reader
 ) -> list[Subject]:
@@ -42,7 +43,7 @@ async def list_openmeter_subjects(
 
 
 @router.get(
-    "/{subject_id_or_key:path}/entitlements/{entitlement_id_or_feature_key:path}/value",
+    "/v1/subjects/{subject_id_or_key:path}/entitlements/{feature_key:path}/value",
     responses=documented(NotFoundError),
     dependencies=[Depends(only(ValueParameters))],
 )
@@ -50,13 +51,35 @@ def read_entitlement_value(
     services: ServicesDep,
     principal: Reader,
     subject_id_or_key: str,
-    entitlement_id_or_feature_key: str,
+    feature_key: str,
     parameters: Annotated[ValueParameters, Query()],
 ) -> EntitlementValue:
     """Where a tenant stands in its quota of a meter; the feature is the meter's slug or id."""
-    tenant_id = check_name("subject", subject_id_or_key)
+    return _standing(services, principal, subject_id_or_key, feature_key)
+
+
+@router.get(
+    "/v1/customers/{customer_id_or_key:path}/entitlements/{feature_key:path}/value",
+    responses=documented(NotFoundError),
+    dependencies=[Depends(only(ValueParameters))],
+)
+def read_customer_entitlement_value(
+    services: ServicesDep,
+    principal: Reader,
+    customer_id_or_key: str,
+    feature_key: str,
+    parameters: Annotated[ValueParameters, Query()],
+) -> EntitlementValue:
+    """The same; a customer is a tenant here, as a subject is."""
+    return _standing(services, principal, customer_id_or_key, feature_key)
+
+
+def _standing(
+    services: Services, principal: Principal, subject: str, feature_key: str
+) -> EntitlementValue:
+    tenant_id = check_name("subject", subject)
     reachable_tenant(principal, tenant_id)
-    meter = find_meter(services, entitlement_id_or_feature_key)
+    meter = find_meter(services, feature_key)
     standing = services.quota_status(tenant_id, meter.slug)
     if standing is None:
         raise NotFoundError(
@@ -72,7 +95,7 @@ def read_entitlement_value(
     )
 
 
-@router.get("/{subject_id_or_key:path}", responses=documented(NotFoundError))
+@router.get("/v1/subjects/{subject_id_or_key:path}", responses=documented(NotFoundError))
 async def read_openmeter_subject(
     request: Request, services: ServicesDep, principal: Reader, subject_id_or_key: str
 ) -> Subject:

@@ -32,7 +32,9 @@ def client(up: Up) -> Iterator[Client]:
         yield made
 
 
-def event(kind: str, subject: str, data: dict[str, Any] | None, hours: float = 0, **more: Any) -> Event:
+def event(
+    kind: str, subject: str, data: dict[str, Any] | None, hours: float = 0, **more: Any
+) -> Event:
     given: dict[str, Any] = {
         "id": f"event-{next(_numbers)}",
         "source": "tests",
@@ -294,7 +296,7 @@ def test_errors_are_those_that_the_client_knows(client: Client, up: Up) -> None:
     ):
         stranger.meters.list()
     with pytest.raises(ResourceNotFoundError) as no_quota:
-        client.entitlements.get("acme/entitlements/http.requests/value")
+        client.customer_entitlement.get_customer_entitlement_value("acme", "http.requests")
     with pytest.raises(HttpResponseError) as wrong:
         make(client, "wrong", value_property="$..tokens")
 
