@@ -1,6 +1,7 @@
 """Laws of the whole API, made from its OpenAPI document, so that a new route cannot be forgotten."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -38,18 +39,17 @@ NAME, SECRET = "zqb", "zqsecret"
 VOLATILE: Final = ("/metrics", "/v1/meter/health", "/v1/meter/audit")
 """What changes by itself."""
 
-NEUTRAL: Final = frozenset(
-    (
-        # How an answer looks, not what it is about.
-        "from to window timezone windowTimeZone order compare fill format clientId time timestamp "
-        "ingestedAtFrom ingestedAtTo expires_at cursor limit period enforcement anchor_day before after "
-        # Content that is only stored.
-        "name description reason note metadata quantity data unit actor action source specversion "
-        "datacontenttype dataschema grace "
-        # What a meter is, which is the same for every tenant, and what only operators see.
-        "slug eventType eventFrom valueProperty aggregation signal scope"
-    ).split()
-)
+_NEUTRAL: Final = """
+How an answer looks, not what it is about:
+    from to window timezone windowTimeZone order compare fill format clientId time timestamp cursor limit
+    ingestedAtFrom ingestedAtTo expires_at period enforcement anchor_day before after
+Content that is only stored:
+    name description reason note metadata quantity data unit actor action source specversion
+    datacontenttype dataschema grace
+What a meter is, which is the same for every tenant, and what only operators see:
+    slug eventType eventFrom valueProperty aggregation signal scope
+"""
+NEUTRAL: Final = frozenset(re.findall(r"\w+", "".join(re.findall(r"^ .*\n", _NEUTRAL, re.M))))
 """Names of parameters and members that cannot say whose usage is meant."""
 
 
