@@ -86,6 +86,21 @@ def events(request: EventsRequest) -> Statement:
     )
 
 
+def first_month(meter: str, tenant_id: str | None) -> Statement:
+    """The statement that says where the usage of a meter begins.
+
+    Returns:
+        One row with the start of the first month, in seconds; none without usage.
+    """
+    return Statement(
+        "SELECT toUnixTimestamp(min(source.window_start)) "  # noqa: S608 - constants; values are bound
+        f"FROM {tables.USAGE_MONTH} AS source WHERE source.meter = {{meter:String}}"
+        f"{'' if tenant_id is None else ' AND source.tenant_id = {tenant_id:String}'} "
+        "HAVING count() > 0 LIMIT 1",
+        {"meter": meter, **({} if tenant_id is None else {"tenant_id": tenant_id})},
+    )
+
+
 def subjects(tenant_id: str | None, named: str | None = None) -> Statement:
     """The statement that lists tenants with usage.
 

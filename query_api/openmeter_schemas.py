@@ -180,7 +180,9 @@ class MetersParameters(BaseModel):
 class RangeParameters(BaseModel):
     """Which range."""
 
-    from_: str | None = Field(None, alias="from", description="Inclusive. Default: the beginning.")
+    from_: str | None = Field(
+        None, alias="from", description="Inclusive. Default: the first month with usage."
+    )
     to: str | None = Field(None, description="Exclusive. Default: the end of this minute.")
 
 

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any, Final
 
@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from otel_metering.contract.event import check_name
 from otel_metering.contract.meter import Aggregation
 from otel_metering.errors import InvalidUsageError
+from query_api import openmeter_queries as statements
 from query_api import queries
 from query_api.auth import Reader, reachable_tenant
 from query_api.openmeter_filters import NAME, Filters, joined, read_advanced, read_filters
@@ -229,9 +230,7 @@ async def list_meter_subjects(
     parameters: Annotated[RangeParameters, Query()],
 ) -> list[str]:
     """List the subjects (tenants) that have usage of a meter."""
-    asked = replace(_asked(services, meter_id_or_slug, parameters), group_by=(_SUBJECT,))
-    rows = await aggregate(request, services, principal, asked)
-    return [row.groups[_SUBJECT] for row in rows]
+    return await _count_by(request, services, principal, meter_id_or_slug, parameters, _SUBJECT)
 
 
 @router.get(
@@ -248,25 +247,48 @@ async def list_meter_group_by_values(
     parameters: Annotated[RangeParameters, Query()],
 ) -> list[str]:
     """List the values that a dimension of a meter has; events without it are left out."""
-    asked = replace(_asked(services, meter_id_or_slug, parameters), group_by=(group_by_key,))
-    rows = await aggregate(request, services, principal, asked)
-    return sorted({row.groups[group_by_key] for row in rows} - {""})
+    found = await _count_by(
+        request, services, principal, meter_id_or_slug, parameters, group_by_key
+    )
+    return [value for value in found if value]
 
 
-def _asked(services: Services, id_or_slug: str, parameters: RangeParameters) -> Asked:
-    """How many events there were in a range, by nothing."""
-    return Asked(
-        slug=find_meter(services, id_or_slug).slug,
-        range=_range(services, parameters.from_, parameters.to),
+async def _count_by(
+    request: Request,
+    services: Services,
+    principal: Principal,
+    id_or_slug: str,
+    parameters: RangeParameters,
+    name: str,
+) -> list[str]:
+    """The values of one group that have events in a range."""
+    slug = find_meter(services, id_or_slug).slug
+    asked = Asked(
+        slug=slug,
+        range=await _range(request, services, principal, slug, parameters.from_, parameters.to),
+        group_by=(name,),
         filters={},
         aggregation=Aggregation.COUNT,
     )
+    return [row.groups[name] for row in await aggregate(request, services, principal, asked)]
 
 
-def _range(services: Services, start: str | None, end: str | None) -> Range:
+async def _range(
+    request: Request,
+    services: Services,
+    principal: Principal,
+    slug: str,
+    start: str | None,
+    end: str | None,
+) -> Range:
     # Whole minutes: the end is then that of a row of the finest rollup, and includes what is sent now.
     now_ns = (services.clock.now_ns() // _MINUTE_NS + 1) * _MINUTE_NS
-    return parse_range(start or _BEGINNING, end, now_ns=now_ns)
+    if start is None:
+        found = await read(request, services, statements.first_month(slug, principal.tenant_id))
+        start_ns = int(found[0][0]) * SECOND_NS if found else now_ns - _MINUTE_NS
+        end_ns = parse_range(_BEGINNING, end, now_ns=now_ns).end_ns
+        start = format_instant(start_ns if start_ns < end_ns else 0)
+    return parse_range(start, end, now_ns=now_ns)
 
 
 async def _answer(
@@ -285,9 +307,10 @@ async def _answer(
         check_name(_SUBJECT, tenant_id)
     # As its clients know it: subjects that are named are groups.
     group_by = dict.fromkeys([*(body.group_by or ()), *([_SUBJECT] if tenants else ())])
+    slug = find_meter(services, meter_id_or_slug).slug
     asked = Asked(
-        slug=find_meter(services, meter_id_or_slug).slug,
-        range=_range(services, body.from_, body.to),
+        slug=slug,
+        range=await _range(request, services, principal, slug, body.from_, body.to),
         window=body.window_size,
         timezone=body.window_time_zone or "UTC",
         tenants=tenants,
