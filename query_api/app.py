@@ -1,14 +1,14 @@
 """The query API: puts routes, problems and services together, and holds no rule."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp
 
-from query_api import problems
+from query_api import document, problems
 from query_api.access_log import AccessLog
 from query_api.body import BodyLimit
 from query_api.cors import with_cors
@@ -21,10 +21,13 @@ from query_api.routes import (
     keys,
     meters,
     metrics,
+    openmeter_events,
+    openmeter_meters,
+    openmeter_query,
+    openmeter_subjects,
     quarantine,
     tokens,
 )
-from query_api.schemas import Problem
 from query_api.services import Services
 
 _DESCRIPTION: Final = """
@@ -39,6 +42,9 @@ Usage per tenant and meter, exact to the last decimal.
 - **Request ids**: `X-Request-Id` of a request (1 to 128 of `A-Za-z0-9._-`), or one that is made up, is on
   each answer, in each problem and in the audit log.
 """
+
+_OPENMETER: Final = (openmeter_events, openmeter_query, openmeter_meters, openmeter_subjects)
+"""Queries before meters: a slug may have a slash in it, and takes what is left of a path."""
 
 
 def create_app(
@@ -76,10 +82,11 @@ def create_app(
         audit,
         health,
         metrics,
+        *_OPENMETER,
     ):
         app.include_router(resource.router)
     app.add_api_route("/", _to_docs, include_in_schema=False)
-    _document_problems(app)
+    document.describe(app)
     return app
 
 
@@ -99,15 +106,3 @@ def _operation_id(route: APIRoute) -> str:
 
 async def _to_docs() -> RedirectResponse:
     return RedirectResponse("/docs")
-
-
-def _document_problems(app: FastAPI) -> None:
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = generate()
-        schemas = document["components"]["schemas"]
-        schemas["Problem"] = Problem.model_json_schema()
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]  # the extension point that FastAPI documents

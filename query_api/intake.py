@@ -6,10 +6,10 @@ event may not have is said in one sentence.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from otel_metering.contract import attributes as wire
 from otel_metering.contract.event import (
@@ -22,6 +22,8 @@ from otel_metering.errors import InvalidUsageError
 from query_api.periods import parse_instant
 from query_api.problems import TooLargeError
 from query_api.schemas import decimal_text
+
+_Item = TypeVar("_Item")
 
 MAX_EVENTS: Final = 10_000
 """Events of one request."""
@@ -71,28 +73,30 @@ def parse_events(body: bytes, bound_tenant_id: str | None) -> Intake:
         InvalidUsageError: The body is no JSON, or neither an object nor a list.
         TooLargeError: The list is too long.
     """
-    items = _load(body)
+    return gather(as_events(load_json(body)), lambda item: _event(item, bound_tenant_id))
+
+
+def gather(items: Sequence[_Item], read: Callable[[_Item], UsageEvent]) -> Intake:
+    """Read each item; one that `read` refuses (InvalidUsageError) is rejected alone."""
     events: list[UsageEvent] = []
     positions: list[int] = []
     rejected: list[tuple[int, str]] = []
     for i, item in enumerate(items):
         try:
-            events.append(_event(item, bound_tenant_id))
+            events.append(read(item))
             positions.append(i)
         except InvalidUsageError as error:
             rejected.append((i, str(error)[:MAX_REASON_LENGTH]))
     return Intake(events=events, positions=positions, rejected=rejected)
 
 
-def _load(body: bytes) -> Sequence[object]:
-    try:
-        document = json.loads(
-            body, parse_float=_number, parse_int=_number, parse_constant=_no_constant
-        )
-    except RecursionError:
-        raise InvalidUsageError("the body is nested too deeply; send events") from None
-    except ValueError as error:
-        raise InvalidUsageError(f"the body is not JSON: {error}; send events") from None
+def as_events(document: object) -> Sequence[object]:
+    """The events of a document that is one, or a list of them.
+
+    Raises:
+        InvalidUsageError: It is neither an object nor a list.
+        TooLargeError: The list is too long.
+    """
     if isinstance(document, dict):
         return [document]
     if not isinstance(document, list):
@@ -102,6 +106,20 @@ def _load(body: bytes) -> Sequence[object]:
             f"the list has {len(document)} events; the limit is {MAX_EVENTS}; send several requests"
         )
     return document
+
+
+def load_json(body: bytes) -> object:
+    """A JSON document without floats: numbers are Decimal, or text if they are too long.
+
+    Raises:
+        InvalidUsageError: It is none.
+    """
+    try:
+        return json.loads(body, parse_float=_number, parse_int=_number, parse_constant=_no_constant)
+    except RecursionError:
+        raise InvalidUsageError("the body is nested too deeply; send events") from None
+    except ValueError as error:
+        raise InvalidUsageError(f"the body is not JSON: {error}; send events") from None
 
 
 def _number(text: str) -> Decimal | str:
@@ -123,12 +141,12 @@ def _event(item: object, bound_tenant_id: str | None) -> UsageEvent:
         )
     timestamp = _text(item, "timestamp")
     return UsageEvent(
-        tenant_id=_tenant(_text(item, "tenant_id"), bound_tenant_id),
+        tenant_id=parse_tenant(_text(item, "tenant_id"), bound_tenant_id),
         meter=check_name("meter", _text(item, "meter") or ""),
-        quantity=_quantity(item.get("quantity")),
+        quantity=parse_quantity(item.get("quantity")),
         event_id=_event_id(_text(item, "event_id")),
         timestamp_ns=None if timestamp is None else parse_instant(timestamp),
-        attributes=_attributes(item.get("attributes")),
+        attributes=parse_attributes(item.get("attributes")),
     )
 
 
@@ -139,7 +157,12 @@ def _text(item: dict[str, Any], name: str) -> str | None:
     raise InvalidUsageError(f"{name} is not a string; put it in quotes")
 
 
-def _tenant(tenant_id: str | None, bound_tenant_id: str | None) -> str:
+def parse_tenant(tenant_id: str | None, bound_tenant_id: str | None) -> str:
+    """The tenant of an event: the one it names, else the one that the key is bound to.
+
+    Raises:
+        InvalidUsageError: There is none, it is no tenant id, or another than the key may write.
+    """
     named = tenant_id if tenant_id is not None else bound_tenant_id
     if named is None:
         raise InvalidUsageError("tenant_id is missing; name the tenant, or use a key bound to one")
@@ -151,7 +174,12 @@ def _tenant(tenant_id: str | None, bound_tenant_id: str | None) -> str:
     return named
 
 
-def _quantity(value: object) -> Decimal:
+def parse_quantity(value: object) -> Decimal:
+    """A quantity of JSON: a number, or a string that holds one; None: 1.
+
+    Raises:
+        InvalidUsageError: It is none, or cannot be stored exactly.
+    """
     if value is None:
         return Decimal(1)
     if isinstance(value, Decimal):
@@ -171,14 +199,19 @@ def _is_number(text: str) -> bool:
 
 
 def _event_id(text: str | None) -> str | None:
-    if text is None or (0 < len(text) <= MAX_EVENT_ID_LENGTH and _is_storable(text)):
+    if text is None or (0 < len(text) <= MAX_EVENT_ID_LENGTH and is_storable(text)):
         return text
     raise InvalidUsageError(
         f"event_id has {len(text)} characters; it must be 1 to {MAX_EVENT_ID_LENGTH} of Unicode"
     )
 
 
-def _attributes(value: object) -> dict[str, str]:
+def parse_attributes(value: object) -> dict[str, str]:
+    """Names and texts of a JSON object; a null is as if it were absent.
+
+    Raises:
+        InvalidUsageError: It is no object, or one of its members cannot be an attribute.
+    """
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -189,8 +222,8 @@ def _attributes(value: object) -> dict[str, str]:
             raise InvalidUsageError(f"attribute {name} is reserved; use {_FIELD_OF[name]}")
         if item is None:
             continue
-        text = item if isinstance(item, str) else _scalar_text(name, item)
-        if not name or not _is_storable(name) or not _is_storable(text):
+        text = item if isinstance(item, str) else scalar_text(name, item)
+        if not name or not is_storable(name) or not is_storable(text):
             raise InvalidUsageError(
                 f"attribute {name!r} is empty, or no valid Unicode; correct its name or value"
             )
@@ -198,7 +231,12 @@ def _attributes(value: object) -> dict[str, str]:
     return found
 
 
-def _scalar_text(name: str, value: object) -> str:
+def scalar_text(name: str, value: object) -> str:
+    """How a boolean or number of JSON is shown as the attribute `name`.
+
+    Raises:
+        InvalidUsageError: It is neither.
+    """
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Decimal) and value.adjusted() <= MAX_NUMBER_LENGTH:
@@ -208,6 +246,7 @@ def _scalar_text(name: str, value: object) -> str:
     )
 
 
-def _is_storable(text: str) -> bool:
+def is_storable(text: str) -> bool:
+    """Whether it is Unicode that UTF-8 can hold."""
     # JSON can spell half of a surrogate pair, which no UTF-8 column can hold.
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)

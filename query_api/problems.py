@@ -7,6 +7,7 @@ MeteringError
 ├── RateLimitedError       the key sends too many requests now
 ├── TooLargeError          the request, or its answer, is beyond a limit
 ├── ConflictError          it contradicts what is there already
+├── UnsupportedMediaTypeError  a format that is not read here
 ├── InvalidUsageError      the request can never succeed as it is
 └── UnavailableError       us: send it again
 
@@ -49,6 +50,10 @@ class TooLargeError(MeteringError):
     """A limit was passed; the message names it."""
 
 
+class UnsupportedMediaTypeError(MeteringError):
+    """The body is in a format that is not read here."""
+
+
 class ConflictError(MeteringError):
     """What is there already does not allow it."""
 
@@ -85,6 +90,7 @@ _KINDS: Final[Mapping[type[MeteringError], _Kind]] = {
     KeyStateError: _CONFLICT,
     TooLargeError: _Kind(413, "too-large", "A limit was passed"),
     RateLimitedError: _Kind(429, "rate-limited", "Too many requests of this API key"),
+    UnsupportedMediaTypeError: _Kind(415, "unsupported-media-type", "This format is not read here"),
     UnavailableError: _Kind(
         503, "unavailable", "Send the same request again", {"Retry-After": "1"}
     ),

@@ -177,7 +177,9 @@ class Meter(BaseModel):
     aggregation: Aggregation
     unit: str
     dimensions: list[str] | None = Field(description="null: every attribute is a dimension.")
-    is_defined: bool = Field(description="Whether meters.yaml has it; if not, defaults apply.")
+    is_defined: bool = Field(
+        description="Whether meters.yaml has it, or it was made by API; if not, defaults apply."
+    )
     events: int = Field(description="Events in the range.")
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Final, Protocol
 
@@ -13,6 +14,7 @@ from otel_metering.contract.meter import Meters, Signal
 from receiver.store.audit import AuditLog
 from receiver.store.client import ReadLimits, Store
 from receiver.store.keys import ApiKeys, Principal
+from receiver.store.meters import ApiMeters
 
 DEFAULT_LIMITS: Final = ReadLimits(seconds=30.0, rows=1_000_000_000)
 
@@ -69,6 +71,34 @@ def no_receiver(items: Sequence[Held], *, is_dry: bool) -> Sequence[Resubmitted]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QuotaStanding:
+    """Where a tenant stands in the most binding quota of a meter.
+
+    Attributes:
+        has_access: Whether one more unit would be allowed.
+        limit: Units of the period.
+        used: Units used and reserved in it.
+    """
+
+    has_access: bool
+    limit: Decimal
+    used: Decimal
+
+
+class QuotaStatus(Protocol):
+    """Says where tenants stand."""
+
+    def __call__(self, tenant_id: str, meter: str) -> QuotaStanding | None:
+        """Where one stands; None: no quota is set."""
+        ...
+
+
+def no_quota(tenant_id: str, meter: str) -> QuotaStanding | None:
+    """Nobody has a quota."""
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     """Everything outside of the API that it needs.
 
@@ -76,7 +106,10 @@ class Services:
         store: Where usage is read.
         keys: Who may ask.
         clock: The present.
-        meters: The definitions in force.
+        meters: The definitions in force: those of the file, and those made by API.
+        file_meters: Those of `meters.yaml` alone.
+        made_meters: Those made by API; None: none can be made here.
+        quota_status: Where tenants stand in their quotas.
         submit: Admits events; blocks until all that it accepts is durable. It rejects single events
             by index, and raises UnavailableError if nothing may be accepted now.
         metrics: The numbers of the receiver in this process, in the text format of Prometheus; None:
@@ -97,6 +130,9 @@ class Services:
     is_metrics_public: bool = False
     resubmit: Resubmit = no_receiver
     limits: ReadLimits = DEFAULT_LIMITS
+    file_meters: Callable[[], Meters] = Meters
+    made_meters: ApiMeters | None = None
+    quota_status: QuotaStatus = no_quota
 
     @property
     def audit(self) -> AuditLog:

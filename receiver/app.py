@@ -21,6 +21,7 @@ from receiver.rows import admitted_at_ms
 from receiver.seen import SeenIds
 from receiver.store.client import Store
 from receiver.store.keys import ApiKeys
+from receiver.store.meters import ApiMeters
 from receiver.store.migrate import migrate
 from receiver.telemetry import Telemetry
 from receiver.tls import from_settings
@@ -33,6 +34,7 @@ class Receiver:
     Attributes:
         store: The database.
         keys: The API keys.
+        made_meters: The meters that were made by API; ingest takes their events without them.
         meters_file: What `meters.yaml` says, also after it was changed.
         spool: What is acknowledged and not in the database yet.
         ingest: Takes requests.
@@ -61,6 +63,7 @@ class Receiver:
         migrate(self.store, clock)
         restore_states(self.store, self.spool)
         self.keys = ApiKeys(self.store, clock)
+        self.made_meters = ApiMeters(self.store, clock)
         self.telemetry = Telemetry(clock)
         self.stats = PipelineStats(
             self.telemetry, self.store, settings.instance or socket.gethostname()
@@ -125,6 +128,7 @@ class Receiver:
     def start(self) -> None:
         """Start the threads."""
         self.keys.start()
+        self.made_meters.start()
         self.writer.start()
         self.ingest.start()
         self.stats.start()
@@ -141,6 +145,7 @@ class Receiver:
         is_drained = self.writer.stop(self._settings.drain_seconds)
         self.stats.stop()
         self.keys.stop()
+        self.made_meters.stop()
         self.spool.close()
         self.store.close()
         return is_drained

@@ -10,8 +10,10 @@ from fastapi.responses import JSONResponse
 from otel_metering.contract import attributes as wire
 from query_api import queries
 from query_api.auth import Ingester, Reader, reachable_tenant
+from query_api.cloudevents import mode_of, parse_cloudevents
 from query_api.cursor import Cursor, decode
-from query_api.intake import parse_events
+from query_api.intake import Intake, parse_events
+from query_api.openmeter_schemas import CLOUDEVENTS_CONTENT
 from query_api.parameters import Filters, filter_doc, filters_beside
 from query_api.periods import format_instant, parse_range
 from query_api.problems import TooLargeError, documented
@@ -47,7 +49,8 @@ _BODY_DOC: Final[dict[str, Any]] = {
                         "value": [_EXAMPLE, {"meter": "storage.gib", "quantity": "0.125"}],
                     },
                 },
-            }
+            },
+            **CLOUDEVENTS_CONTENT,
         },
     }
 }
@@ -66,15 +69,22 @@ async def _body(request: Request, principal: Ingester) -> bytes:
     openapi_extra=_BODY_DOC,
 )
 def send_events(
-    services: ServicesDep, principal: Ingester, body: Annotated[bytes, Depends(_body)]
+    request: Request,
+    services: ServicesDep,
+    principal: Ingester,
+    body: Annotated[bytes, Depends(_body)],
 ) -> JSONResponse:
-    """Send one event, or a list of up to 10,000.
+    """Send one event, or a list of up to 10,000; or CloudEvents.
 
     When this answers, all that was accepted is durable. The answer lists what can never be counted, by
     its index in the list; it costs the other events nothing. On 503, or without an answer, send the same
     request again: an event with an `event_id` counts once, for ever.
+
+    Of a CloudEvent (structured, batched or binary mode), `type` is the meter, `subject` the tenant,
+    `source` and `id` make the `event_id`, and `data.quantity` or `data.value` is the quantity, 1 without
+    them. Other scalars in `data`, and extension attributes, are attributes.
     """
-    intake = parse_events(body, principal.tenant_id)
+    intake = _parse(request, body, principal.tenant_id)
     accepted, duplicates, rejected = 0, 0, list(intake.rejected)
     if intake.events:
         admission = services.submit(intake.events, principal)
@@ -84,6 +94,13 @@ def send_events(
     return JSONResponse(
         {"accepted": accepted, "duplicates": duplicates, "rejected": listed}, status_code=202
     )
+
+
+def _parse(request: Request, body: bytes, bound_tenant_id: str | None) -> Intake:
+    mode = mode_of(request.headers)
+    if mode is None:
+        return parse_events(body, bound_tenant_id)
+    return parse_cloudevents(request.headers, body, mode, bound_tenant_id)
 
 
 @router.get(

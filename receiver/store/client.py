@@ -21,7 +21,12 @@ import pyarrow as pa
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
-from otel_metering.errors import ConfigurationError, MeteringError, UnavailableError
+from otel_metering.errors import (
+    ConfigurationError,
+    InvalidUsageError,
+    MeteringError,
+    UnavailableError,
+)
 
 MAX_HANDLES: Final = 8
 """Handles open at once: writer, start-up load and a few readers; further callers wait for one."""
@@ -131,7 +136,7 @@ class Store:
         settings = limits.settings if limits else None
         with self._handle() as client:
             return client.query(
-                sql, parameters=dict(parameters or {}), settings=settings
+                sql, parameters=_bindable(parameters), settings=settings
             ).result_rows
 
     def query_table(
@@ -143,7 +148,7 @@ class Store:
         """Run a SELECT; returns an Arrow table. Arguments and errors are those of `query`."""
         settings = limits.settings if limits else None
         with self._handle() as client:
-            return client.query_arrow(sql, parameters=dict(parameters or {}), settings=settings)
+            return client.query_arrow(sql, parameters=_bindable(parameters), settings=settings)
 
     def cancel(self, tag: str) -> None:
         """Let reads with this tag end soon, with ReadLimitError; if there is none, nothing happens.
@@ -168,7 +173,7 @@ class Store:
     def execute(self, sql: str, parameters: Mapping[str, object] | None = None) -> None:
         """Run a statement that returns no rows. Raises as `query`."""
         with self._handle() as client:
-            client.command(sql, parameters=dict(parameters or {}))
+            client.command(sql, parameters=_bindable(parameters))
 
     def insert(self, table: str, rows: pa.Table, *, token: str) -> None:
         """Insert `rows` as one block; durable, and in every rollup, when this returns.
@@ -243,6 +248,18 @@ class Store:
                 f"the database in {urlsplit(self._url).path} cannot be opened: its folder must be writable, "
                 f"on a disk with room, and no other process may have it ({str(error).splitlines()[0]})"
             ) from error
+
+
+def _bindable(parameters: Mapping[str, object] | None) -> dict[str, object]:
+    """A copy of `parameters`; JSON can spell half of a surrogate pair, which no column can hold."""
+    for name, value in (parameters or {}).items():
+        for text in value if isinstance(value, list) else (value,):
+            if isinstance(text, str) and not text.isascii():
+                try:
+                    text.encode()
+                except UnicodeEncodeError as error:
+                    raise InvalidUsageError(f"{name} is no valid Unicode; correct it") from error
+    return dict(parameters or {})
 
 
 def _translate(error: ClickHouseError) -> MeteringError:

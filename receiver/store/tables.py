@@ -12,6 +12,7 @@ AUDIT_LOG: Final = "metering.audit_log"
 PIPELINE_STATS: Final = "metering.pipeline_stats"
 QUARANTINE_RESOLVED: Final = "metering.quarantine_resolved"
 EVENT_CORRECTIONS: Final = "metering.event_corrections"
+METERS: Final = "metering.meters"
 MIGRATIONS: Final = "metering.migrations"
 
 USAGE_MINUTE: Final = "metering.usage_minute"

@@ -23,6 +23,7 @@ from query_api.services import Services
 from receiver.store import tables
 from receiver.store.client import Store
 from receiver.store.keys import ApiKeys, Principal, Scope
+from receiver.store.meters import ApiMeters
 from receiver.store.migrate import migrate
 
 METERS = Meters(
@@ -117,6 +118,8 @@ def running_api(path: Path, **options: Any) -> Iterator[Api]:
         submit=ledger.submit,
         checks=checks,
         metrics=lambda: METRICS,
+        file_meters=lambda: METERS,
+        made_meters=ApiMeters(store, clock),
     )
     app = create_app(services, **options)
     try:
