@@ -36,13 +36,13 @@ class Style:
         """A cell that is filled from below."""
         if not self.is_ascii:
             return _UP[eighths]
-        return " " if eighths == 0 else "#" if eighths > 4 else "."  # noqa: PLR2004 - half of it
+        return " " if eighths == 0 else "#" if eighths > 4 else "."
 
     def down(self, eighths: int) -> str:
         """A cell that is filled from above: there are halves only."""
         if self.is_ascii:
-            return " " if eighths == 0 else "#" if eighths > 4 else "'"  # noqa: PLR2004
-        return " " if eighths == 0 else "█" if eighths > 4 else "▀"  # noqa: PLR2004
+            return " " if eighths == 0 else "#" if eighths > 4 else "'"
+        return " " if eighths == 0 else "█" if eighths > 4 else "▀"
 
     def cut(self, text: str, width: int) -> str:
         """`text`, at most `width` cells of it; the middle is left out, as ends differ most."""
@@ -90,7 +90,7 @@ def columns(
     room = max(style.width - gutter, _MIN_PLOT)
     drawn = _largest_of_each(values, -(-len(values) // room))
     cell = max(min(room // max(len(drawn), 1), 8), 1)
-    gap = 1 if cell > 2 else 0  # noqa: PLR2004 - a column narrower than its gap is hard to see
+    gap = 1 if cell > 2 else 0
     lines: list[str] = []
     for row in range(above, 0, -1):
         eighths = [_eighths(value, scale.top, above, row) for value in drawn]
@@ -114,10 +114,14 @@ def bars(rows: Sequence[tuple[str, Decimal]], style: Style) -> list[str]:
     texts = [_text(value, style.width // 3) for _, value in rows]
     number = max((len(text) for text in texts), default=0)
     longest = max((len(label) for label, _ in rows), default=0)
-    label_width = min(longest, max(style.width - number - 2 - _MIN_PLOT, _MIN_PLOT), style.width // 2)
+    label_width = min(
+        longest, max(style.width - number - 2 - _MIN_PLOT, _MIN_PLOT), style.width // 2
+    )
     room = max(style.width - label_width - number - 2, 1)
     span = scale.top - scale.bottom
     left = 0 if span == 0 else _cells(-scale.bottom, span, room)
+    if scale.top > 0:
+        left = min(left, room - 1)
     lines = []
     for (label, value), text in zip(rows, texts, strict=True):
         size = 0 if span == 0 or not value.is_finite() else _cells(abs(value), span, room)
@@ -144,7 +148,7 @@ def short(value: Decimal) -> str:
         # 999.95 would be shown as 1000.0.
         while size >= Decimal("999.95") and step < len(_SUFFIXES) - 1:
             size, step = size / 1000, step + 1
-        if size >= 100 or size == size.to_integral_value():  # noqa: PLR2004 - three digits
+        if size >= 100 or size == size.to_integral_value():
             text = format(size.to_integral_value(), "f")
         elif size < Decimal("0.01"):
             text = f"{size:.0E}"

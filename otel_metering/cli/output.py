@@ -45,6 +45,11 @@ def print_json(value: object) -> None:
     print(json.dumps(value, default=_plain, indent=2, ensure_ascii=False))
 
 
+def print_json_line(value: object) -> None:
+    """Print JSON on one line."""
+    print(json.dumps(value, default=_plain, ensure_ascii=False))
+
+
 def fields(result: "DataclassInstance") -> Mapping[str, Any]:
     """A result as JSON has it."""
     return asdict(result)

@@ -15,7 +15,7 @@ except ModuleNotFoundError as error:
 from otel_metering.client._http import Edges
 from otel_metering.client._operations import NewEvent
 from otel_metering.client._quota_operations import Check
-from otel_metering.client._request import Not, Prefix
+from otel_metering.client._request import Filters, Not, Prefix
 from otel_metering.client._sync import HeldReservation, MeteringClient
 from otel_metering.client.results import (
     AuditEntry,
@@ -43,6 +43,7 @@ __all__ = [
     "Decision",
     "Edges",
     "Event",
+    "Filters",
     "HeldReservation",
     "Key",
     "Meter",
