@@ -132,13 +132,13 @@ class ClientSettings:
     """Checked settings of a client of the query API.
 
     Attributes:
-        url: Where the query API is; `/v1/meter/...` is added to it.
-        api_key: Sent as `Authorization: Bearer`.
+        url: Where the query API is [http://127.0.0.1:8080]; `/v1/meter/...` is added to it.
+        api_key: Sent as `Authorization: Bearer`; a key or a token.
         certificate_file: CA certificates (PEM) for https; None: the system's.
-        timeout: Seconds for one attempt, from its first byte to the last one of the answer.
-        connect_timeout: Seconds to connect.
-        total_timeout: Seconds for all attempts of one call and the pauses between them.
-        max_retries: Attempts after the first one; 0: none.
+        timeout: Seconds for one attempt, from connecting to the last byte of the answer [30].
+        connect_timeout: Seconds to connect [5].
+        total_timeout: Seconds for all attempts of one call and the pauses between them [120].
+        max_retries: Attempts after the first one [4]; 0: none.
     """
 
     url: str

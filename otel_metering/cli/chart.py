@@ -125,7 +125,7 @@ def bars(rows: Sequence[tuple[str, Decimal]], style: Style) -> list[str]:
     lines = []
     for (label, value), text in zip(rows, texts, strict=True):
         size = 0 if span == 0 or not value.is_finite() else _cells(abs(value), span, room)
-        if value < 0:
+        if size and value < 0:
             size = min(size, left)
             drawn = " " * (left - size) + style.full * size
         else:
@@ -145,15 +145,16 @@ def short(value: Decimal) -> str:
     with localcontext() as context:
         context.prec = 60
         size, step = abs(value), 0
-        # 999.95 would be shown as 1000.0.
-        while size >= Decimal("999.95") and step < len(_SUFFIXES) - 1:
-            size, step = size / 1000, step + 1
+        # 999.96 would be shown as 1000.
+        while size >= Decimal("999.5") and step < len(_SUFFIXES) - 1:
+            size, step = (size / 1000).quantize(Decimal("0.001")), step + 1
         if size >= 100 or size == size.to_integral_value():
             text = format(size.to_integral_value(), "f")
         elif size < Decimal("0.01"):
             text = f"{size:.0E}"
         else:
             text = format(size.quantize(Decimal("0.1") if size >= 1 else Decimal("0.01")), "f")
+            text = text.rstrip("0").rstrip(".")
     return f"{'-' if value < 0 else ''}{text}{_SUFFIXES[step]}"
 
 

@@ -69,10 +69,8 @@ def read(answer: Answer, parse: Callable[[Any], T]) -> T:
     """
     if answer.is_error:
         raise error_of(answer)
-    if not answer.content:
-        return parse(None)
     try:
-        return parse(_loads(answer.content))
+        return parse(_loads(answer.content) if answer.content else None)
     # What json, the fields of a document, Decimal and datetime raise.
     except (
         ValueError,

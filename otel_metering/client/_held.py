@@ -76,7 +76,9 @@ class Wanted:
         used = self.quantity if quantity is None else quantity
         known = {**(self.dimensions or {}), **(attributes or {})}
         if held.reservation_id is not None:
-            yield from commit(held.reservation_id, used, timestamp=timestamp, attributes=known)
+            yield from commit(
+                held.reservation_id, used, timestamp=timestamp, attributes=known or None
+            )
             return
         # No quota holds anything for it. Usage is usage all the same.
         event = NewEvent(
