@@ -66,7 +66,7 @@ def export(
             count, size = _copy(lines, file, total, has_header=has_header)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be written: {error}; choose another") from error
-    print(f"{count:,} lines, {size:,} bytes in {path}", file=sys.stderr)
+    print(f"{count:,} events, {size:,} bytes in {path}", file=sys.stderr)
 
 
 def _copy(
