@@ -6,6 +6,7 @@ import queue
 import signal
 import subprocess
 import threading
+from collections import deque
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -71,7 +72,7 @@ def test_usage_that_is_sent_is_listed_and_counted_exactly(up: Up) -> None:
         counted = eventually(lambda: total(client, "c_sent"), lambda found: found is not None)
         hours = client.usage("api.calls", tenant_id="c_sent", from_=NOON, window="hour").rows
         (event,) = client.iter_events(tenant_id="c_sent", event_id="c_sent-1", from_=NOON)
-        (meter,) = client.meters(tenant_id="c_sent", from_=NOON)
+        used = [meter for meter in client.meters(tenant_id="c_sent", from_=NOON) if meter.events]
 
     assert again.duplicates == 1
     assert ids == ["c_sent-2", "c_sent-1", "c_sent-0"]
@@ -81,7 +82,7 @@ def test_usage_that_is_sent_is_listed_and_counted_exactly(up: Up) -> None:
     ]
     assert (event.quantity, event.timestamp) == (Decimal("0.2"), NOON + timedelta(minutes=1))
     assert event.attributes["region"] == "eu"
-    assert (meter.slug, meter.events) == ("api.calls", 3)
+    assert [(meter.slug, meter.events) for meter in used] == [("api.calls", 3)]
 
 
 def test_what_follows_shows_each_event_once_and_ends_with_ctrl_c(up: Up) -> None:
@@ -104,7 +105,7 @@ def test_what_follows_shows_each_event_once_and_ends_with_ctrl_c(up: Up) -> None
         ) as process:
             assert process.stdout is not None
             lines = process.stdout
-            reader = threading.Thread(target=lambda: [shown.put(line) for line in lines])
+            reader = threading.Thread(target=lambda: deque(map(shown.put, lines), maxlen=0))
             reader.start()
             seen: list[str] = []
 
@@ -207,7 +208,7 @@ def test_a_quota_holds_what_is_reserved_and_counts_what_is_committed(up: Up) -> 
         assert client.validate("c_quota", "api.calls", 5).allowed
         assert not client.validate("c_quota", "api.calls", 6).allowed
         (status,) = client.iter_quota_status(tenant_id="c_quota")
-        assert (status.used, status.reserved) == (5, 0)
+        assert (status.used, status.reserved) == (Decimal(5), Decimal(0))
         with client.reserve("c_quota", "api.calls", 5):
             pass
         assert client.validate("c_quota", "api.calls", 5).allowed

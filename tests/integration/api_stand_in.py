@@ -71,7 +71,7 @@ class StandIn:
         faults: Answers of the next requests: (status, headers); status 0: the connection breaks.
         limit: Units that may be reserved.
         exported: Lines of an export.
-        breaks_after: Lines after which an export breaks off.
+        breaks_after: Bytes after which an export breaks off.
         usage: Rows of aggregates.
     """
 
@@ -167,11 +167,13 @@ class StandIn:
 
     async def export(self, request: Request) -> AsyncIterator[bytes]:
         yield b"event_id,quantity\n"
-        for i in range(self.exported):
-            if i == self.breaks_after:
+        # Chunks end in the middle of lines, as those of a network do.
+        lines = b"".join(f"e{i},1\n".encode() for i in range(self.exported))
+        for start in range(0, len(lines), 9_999):
+            if self.breaks_after is not None and start > self.breaks_after:
                 request.scope["extensions"]["test.transport"].abort()
                 return
-            yield f"e{i},1\n".encode()
+            yield lines[start : start + 9_999]
 
     def decide(self, body: Any) -> Any:
         if isinstance(body, list):

@@ -175,7 +175,9 @@ def test_validate_says_no_with_its_exit_status(service: StandIn) -> None:
 def test_keys_rotate_and_tokens_are_printed_once(service: StandIn) -> None:
     rotated = command(service, "keys", "rotate", "k1", "--overlap", "30m")
     token = command(service, "tokens", "create", "--tenant", "t", "--ttl", "15m", "--meter", "m")
-    made = command(service, *["keys", "create", "--name", "n", "--scope", "query", "--rate-limit", "5"])
+    made = command(
+        service, *["keys", "create", "--name", "n", "--scope", "query", "--rate-limit", "5"]
+    )
     listed = command(service, "keys", "list")
 
     assert service.asked("POST", "/keys/k1/rotate")[0].body == {"overlap_seconds": 1800}
@@ -202,7 +204,9 @@ def test_the_audit_log_is_read_to_the_limit_and_text_is_not_markup(service: Stan
 
 def test_an_event_is_voided_only_when_that_is_confirmed(service: StandIn) -> None:
     done = command(service, "events", "void", "e1", "--reason", "typo", "--yes")
-    corrected = command(service, *["events", "correct", "e1", "--reason", "typo", "--quantity", "2.5"])
+    corrected = command(
+        service, *["events", "correct", "e1", "--reason", "typo", "--quantity", "2.5"]
+    )
 
     assert done.stdout.startswith("event e1 is void since")
     assert corrected.stdout.startswith("event e1 is replaced by e2 since")
