@@ -1,6 +1,7 @@
 """Writes docs/settings.md from the settings classes: `python docs/_settings.py`. A test compares."""
 
 import inspect
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pydantic_settings import BaseSettings
@@ -37,10 +38,17 @@ def page() -> str:
         "| argument | variables | meaning |",
         "|---|---|---|",
     ]
-    described = _described_attributes()
-    for name, variables in sdk._VARIABLES.items():
-        shown = ", ".join(f"`{variable}`" for variable in variables)
-        lines.append(f"| `{name}` | {shown} | {described.get(name, '')} |")
+    lines += _sdk_rows(sdk._VARIABLES, _described_attributes(sdk.Settings))
+    lines += [
+        "",
+        "## Client (`otel_metering.MeteringClient`, and the commands)",
+        "",
+        "An argument beats the variable, and the variable beats the default.",
+        "",
+        "| argument | variables | meaning |",
+        "|---|---|---|",
+    ]
+    lines += _sdk_rows(sdk._CLIENT_VARIABLES, _described_attributes(sdk.ClientSettings))
     return "\n".join(lines) + "\n"
 
 
@@ -53,12 +61,18 @@ def _service_rows(settings: type[BaseSettings]) -> list[str]:
     return rows
 
 
-def _described_attributes() -> dict[str, str]:
+def _sdk_rows(table: Mapping[str, tuple[str, ...]], described: Mapping[str, str]) -> Iterator[str]:
+    for name, variables in table.items():
+        shown = ", ".join(f"`{variable}`" for variable in variables)
+        yield f"| `{name}` | {shown} | {described.get(name, '')} |"
+
+
+def _described_attributes(settings: type) -> dict[str, str]:
     described = {
         "api_key": "The API key; sent as `Authorization: Bearer`.",
         "transport_mode": "How usage travels; `http` so far.",
     }
-    documented = inspect.getdoc(sdk.Settings) or ""
+    documented = inspect.getdoc(settings) or ""
     for line in documented.partition("Attributes:")[2].splitlines():
         name, separator, text = line.strip().partition(": ")
         if separator:

@@ -42,6 +42,16 @@ _VARIABLES: Final[Mapping[str, tuple[str, ...]]] = {
 """Where a setting is looked for, best first. OTEL_EXPORTER_OTLP_TIMEOUT is not honoured: languages
 disagree whether it is seconds or milliseconds."""
 
+_CLIENT_VARIABLES: Final[Mapping[str, tuple[str, ...]]] = {
+    "url": ("METERING_API_URL",),
+    "api_key": ("METERING_API_KEY",),
+    "certificate_file": ("METERING_CERTIFICATE_FILE",),
+    "timeout": (),
+    "connect_timeout": (),
+    "total_timeout": (),
+    "max_retries": (),
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -90,7 +100,7 @@ def read_settings(**arguments: object) -> Settings:
     Raises:
         ConfigurationError: Names the setting, what it holds, and what it may hold.
     """
-    find = _Finder(arguments, os.environ)
+    find = _Finder(arguments, os.environ, _VARIABLES)
     find.choice("transport_mode", ("http",))
     service_name = find.text("service_name")
     given = {SERVICE_NAME: service_name} if service_name is not None else {}
@@ -100,7 +110,7 @@ def read_settings(**arguments: object) -> Settings:
     return Settings(
         service_name=str(resource[SERVICE_NAME]),
         resource=resource,
-        endpoint=_endpoint(find),
+        endpoint=_url(find, "endpoint", "http://localhost:4318"),
         headers=_headers(find),
         certificate_file=find.text("certificate_file"),
         compression="gzip" if find.choice("compression", ("gzip", "none")) == "gzip" else "none",
@@ -117,6 +127,51 @@ def read_settings(**arguments: object) -> Settings:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientSettings:
+    """Checked settings of a client of the query API.
+
+    Attributes:
+        url: Where the query API is [http://127.0.0.1:8080]; `/v1/meter/...` is added to it.
+        api_key: Sent as `Authorization: Bearer`; a key or a token.
+        certificate_file: CA certificates (PEM) for https; None: the system's.
+        timeout: Seconds for one attempt, from connecting to the last byte of the answer [30].
+        connect_timeout: Seconds to connect [5].
+        total_timeout: Seconds for all attempts of one call and the pauses between them [120].
+        max_retries: Attempts after the first one [4]; 0: none.
+    """
+
+    url: str
+    api_key: str = field(repr=False)
+    certificate_file: str | None
+    timeout: float
+    connect_timeout: float
+    total_timeout: float
+    max_retries: int
+
+
+def read_client_settings(**arguments: object) -> ClientSettings:
+    """Complete `arguments` (None: not given) from the environment, and check all of it.
+
+    Raises:
+        ConfigurationError: Names the setting, what it holds, and what it may hold.
+    """
+    find = _Finder(arguments, os.environ, _CLIENT_VARIABLES)
+    api_key = find.text("api_key")
+    if api_key is None:
+        raise ConfigurationError("there is no API key; give api_key, or set METERING_API_KEY")
+    _check_header("api_key", api_key)
+    return ClientSettings(
+        url=_url(find, "url", "http://127.0.0.1:8080"),
+        api_key=api_key,
+        certificate_file=find.text("certificate_file"),
+        timeout=find.number("timeout", 30.0),
+        connect_timeout=find.number("connect_timeout", 5.0),
+        total_timeout=find.number("total_timeout", 120.0),
+        max_retries=find.whole("max_retries", 4, at_least=0),
+    )
+
+
 def is_under_pytest() -> bool:
     """Whether a test of pytest runs in this very process; a child's inherited variable is not enough."""
     return "pytest" in sys.modules and "PYTEST_CURRENT_TEST" in os.environ
@@ -125,15 +180,21 @@ def is_under_pytest() -> bool:
 class _Finder:
     """Looks a setting up by name, and complains by the name under which it was found."""
 
-    def __init__(self, arguments: Mapping[str, object], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        arguments: Mapping[str, object],
+        environment: Mapping[str, str],
+        variables: Mapping[str, tuple[str, ...]],
+    ) -> None:
         self.arguments = arguments
         self.environment = environment
+        self.variables = variables
 
     def find(self, name: str) -> tuple[object, str]:
         """The value, None if nobody gave one, and where it came from."""
         if self.arguments.get(name) is not None:
             return self.arguments[name], name
-        for variable in _VARIABLES.get(name, ()):
+        for variable in self.variables.get(name, ()):
             if self.environment.get(variable):
                 return self.environment[variable], variable
         return None, name
@@ -165,17 +226,19 @@ class _Finder:
             return number
         raise ConfigurationError(f"{source} is {value!r}; it must be a number of seconds above 0")
 
-    def whole(self, name: str, default: int) -> int:
+    def whole(self, name: str, default: int, at_least: int = 1) -> int:
         value, source = self.find(name)
         if value is None:
             return default
         try:
-            number = int(value) if isinstance(value, (str, int)) else 0
+            number = int(value) if isinstance(value, (str, int)) else at_least - 1
         except ValueError:
-            number = 0
-        if number > 0:
+            number = at_least - 1
+        if number >= at_least:
             return number
-        raise ConfigurationError(f"{source} is {value!r}; it must be a whole number above 0")
+        raise ConfigurationError(
+            f"{source} is {value!r}; it must be a whole number above {at_least - 1}"
+        )
 
 
 def _check_resource(resource: Mapping[str, AttributeValue]) -> None:
@@ -188,18 +251,16 @@ def _check_resource(resource: Mapping[str, AttributeValue]) -> None:
             ) from error
 
 
-def _endpoint(find: _Finder) -> str:
-    value, source = find.find("endpoint")
-    endpoint = "http://localhost:4318" if value is None else str(value)
+def _url(find: _Finder, name: str, default: str) -> str:
+    value, source = find.find(name)
+    endpoint = default if value is None else str(value)
     try:
         parts = urlsplit(endpoint)
         is_usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         is_usable = False
     if not is_usable:
-        raise ConfigurationError(
-            f"{source} is {value!r}; it must be a URL such as http://localhost:4318"
-        )
+        raise ConfigurationError(f"{source} is {value!r}; it must be a URL such as {default}")
     return endpoint.rstrip("/")
 
 
@@ -214,10 +275,14 @@ def _headers(find: _Finder) -> dict[str, str]:
     if api_key is not None:
         headers["authorization"] = f"Bearer {api_key}"
     for name, text in headers.items():
-        # Not in the message: what the header holds may be secret.
-        if not (name.isascii() and name.isprintable() and text.isascii() and text.isprintable()):
-            raise ConfigurationError(f"{source}: {name!r} must be printable ASCII")
+        _check_header(f"{source}: {name!r}", name + text)
     return headers
+
+
+def _check_header(what: str, text: str) -> None:
+    # Not in the message: what the header holds may be secret.
+    if not (text.isascii() and text.isprintable()):
+        raise ConfigurationError(f"{what} must be printable ASCII")
 
 
 def _spool_dir(find: _Finder) -> Path:

@@ -11,7 +11,7 @@ from typing import Final
 
 import typer
 
-from otel_metering.cli import keys, quarantine, spool, usage
+from otel_metering.cli import audit, events, keys, quarantine, quotas, spool, usage
 from otel_metering.errors import ConfigurationError
 
 GROUP: Final = "otel_metering.commands"
@@ -29,10 +29,8 @@ def run(arguments: Sequence[str]) -> None:
         no_args_is_help=True,
         pretty_exceptions_enable=False,
     )
-    usage.register(app)
-    keys.register(app)
-    quarantine.register(app)
-    spool.register(app)
+    for part in (usage, events, quotas, keys, audit, quarantine, spool):
+        part.register(app)
     asked = arguments[0] if arguments else ""
     if asked not in _names(app):
         # Not for a client command: a service takes a second to import.

@@ -1,5 +1,6 @@
 """Entry of the command: errors become one line, and a missing extra becomes its name."""
 
+import os
 import sys
 
 from otel_metering.errors import MeteringError
@@ -14,6 +15,13 @@ def main() -> None:
             raise
         sys.exit(f"error: {error.name} is not installed; run: pip install 'otel-metering[cli]'")
     try:
-        run(sys.argv[1:])
+        try:
+            run(sys.argv[1:])
+        finally:
+            sys.stdout.flush()
     except MeteringError as error:
         sys.exit(f"error: {error}")
+    except BrokenPipeError:
+        # Who reads has enough, like `| head`. Python would complain when it closes standard output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -7,10 +7,11 @@ from typing import Annotated, Any, Final
 import typer
 from rich.table import Table
 
-from otel_metering.cli.api import DEFAULT_URL, Api, ApiKey, ApiUrl
-from otel_metering.cli.usage import print_table
+from otel_metering.cli.api import ApiKey, ApiUrl, connect
+from otel_metering.cli.output import print_table
+from otel_metering.client import MeteringClient
 
-PATH: Final = "/v1/meter/quarantine"
+PATH: Final = "/quarantine"
 MAX_SHOWN_REFUSALS: Final = 10
 
 _NUMBERS: Final = {
@@ -56,7 +57,7 @@ def _list(
         bool, typer.Option("--resolved", help="Also what was replayed or discarded.")
     ] = False,
     limit: Annotated[int, typer.Option(help="How many.", min=1, max=1000)] = 50,
-    api_url: ApiUrl = DEFAULT_URL,
+    api_url: ApiUrl = "",
     api_key: ApiKey = "",
 ) -> None:
     """List items, the latest arrival first."""
@@ -64,7 +65,8 @@ def _list(
     parameters = [*asked.items(), ("limit", str(limit))]
     if resolved:
         parameters.append(("include_resolved", "true"))
-    answer = Api(api_url, api_key).get(PATH, parameters)
+    with connect(api_url, api_key) as client:
+        answer = client.request("GET", PATH, parameters=parameters)
     table = Table("arrived", "reason", "signal", "name", "tenant", "key", "detail", "id")
     for item in answer["data"]:
         table.add_row(*_row(item))
@@ -81,13 +83,15 @@ def _summary(
     name: Name = "",
     from_: From = "",
     to: To = "",
-    api_url: ApiUrl = DEFAULT_URL,
+    api_url: ApiUrl = "",
     api_key: ApiKey = "",
 ) -> None:
     """Count open items by reason, signal and name."""
     asked = _selection(reason, tenant, signal, name, from_, to)
     table = Table("items", "reason", "signal", "name", "first", "last")
-    for group in Api(api_url, api_key).get(f"{PATH}/summary", tuple(asked.items()))["data"]:
+    with connect(api_url, api_key) as client:
+        answer = client.request("GET", f"{PATH}/summary", parameters=tuple(asked.items()))
+    for group in answer["data"]:
         keys = ("items", "reason", "signal", "name", "first_at", "last_at")
         table.add_row(*(str(group[key]) for key in keys))
     print_table(table)
@@ -104,13 +108,14 @@ def _replay(
     to: To = "",
     note: Note = "",
     dry_run: DryRun = False,
-    api_url: ApiUrl = DEFAULT_URL,
+    api_url: ApiUrl = "",
     api_key: ApiKey = "",
 ) -> None:
     """Send items through again, for instance after meters.yaml was corrected."""
     asked = _selection(reason, tenant, signal, name, from_, to)
     body = {**asked, "event_ids": ids or [], "note": note, "dry_run": dry_run}
-    done = _every_page(Api(api_url, api_key), "replay", body)
+    with connect(api_url, api_key) as client:
+        done = _every_page(client, "replay", body)
     typer.echo(f"{done.numbers['matched']} items{' (a dry run)' if dry_run else ''}")
     for key, meaning in _NUMBERS.items():
         if done.numbers[key]:
@@ -131,20 +136,20 @@ def _discard(
     note: Note = "",
     dry_run: DryRun = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    api_url: ApiUrl = DEFAULT_URL,
+    api_url: ApiUrl = "",
     api_key: ApiKey = "",
 ) -> None:
     """Set items aside for good. They stay in the table, and are listed no more."""
     asked = _selection(reason, tenant, signal, name, from_, to)
     body = {**asked, "event_ids": ids or [], "note": note}
-    api = Api(api_url, api_key)
-    found = _every_page(api, "discard", {**body, "dry_run": True}).numbers["discarded"]
-    if dry_run or not found:
-        typer.echo(f"{found} items would be discarded")
-        return
-    if not yes:
-        typer.confirm(f"{found} items will be discarded: never billed. Do it?", abort=True)
-    done = _every_page(api, "discard", {**body, "dry_run": False})
+    with connect(api_url, api_key) as client:
+        found = _every_page(client, "discard", {**body, "dry_run": True}).numbers["discarded"]
+        if dry_run or not found:
+            typer.echo(f"{found} items would be discarded")
+            return
+        if not yes:
+            typer.confirm(f"{found} items will be discarded: never billed. Do it?", abort=True)
+        done = _every_page(client, "discard", {**body, "dry_run": False})
     typer.echo(f"{done.numbers['discarded']} items are discarded")
 
 
@@ -161,10 +166,10 @@ class _Done:
         self.refusals += answer.get("refusals", [])
 
 
-def _every_page(api: Api, what: str, body: Mapping[str, Any]) -> _Done:
+def _every_page(client: MeteringClient, what: str, body: Mapping[str, Any]) -> _Done:
     done, cursor = _Done(), None
     while True:
-        answer = api.request("POST", f"{PATH}/{what}", body={**body, "cursor": cursor})
+        answer = client.request("POST", f"{PATH}/{what}", body={**body, "cursor": cursor})
         done.add(answer)
         cursor = answer["next_cursor"]
         if cursor is None:

@@ -4,6 +4,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from otel_metering.cli.output import shown
 from otel_metering.clock import Clock
 from otel_metering.errors import InvalidUsageError
 
@@ -29,6 +30,31 @@ def parse_duration(text: str) -> timedelta:
     return int(match[1]) * _UNITS[match[2]]
 
 
+def parse_range(
+    from_: str, to: str, last: str, clock: Clock, *, ends_now: bool = True
+) -> tuple[str | None, str | None]:
+    """Bounds as the API takes them, of `--from`, `--to` and `--last`; None: as the API has it.
+
+    Args:
+        from_: RFC 3339, a date, or empty.
+        to: As `from_`.
+        last: A length of time that ends now, or empty.
+        clock: Tells what now is.
+        ends_now: Give the end as of now, so that several requests cover the same time.
+
+    Raises:
+        InvalidUsageError: They contradict each other, or `last` is none.
+    """
+    present = now(clock)
+    if last and (from_ or to):
+        raise InvalidUsageError("--last ends now; give either --last, or --from and --to")
+    try:
+        start = shown(present - parse_duration(last)) if last else from_
+    except OverflowError:
+        raise InvalidUsageError(f"--last {last} begins before the year 1; give less") from None
+    return start or None, to or (shown(present) if ends_now else None)
+
+
 def parse_future(text: str, clock: Clock) -> str:
     """RFC 3339 of "30d" (from now), a date (midnight, UTC), or RFC 3339, which the API checks.
 
@@ -47,8 +73,3 @@ def now(clock: Clock) -> datetime:
     """The present, in UTC."""
     seconds, ns = divmod(clock.now_ns(), 1_000_000_000)
     return datetime.fromtimestamp(seconds, UTC) + timedelta(microseconds=ns // 1_000)
-
-
-def shown(moment: datetime) -> str:
-    """RFC 3339 in UTC."""
-    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")

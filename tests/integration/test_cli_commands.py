@@ -135,7 +135,7 @@ def test_a_key_is_made_listed_and_revoked(api: Api, admin_key: str) -> None:
             "unknown, revoked or expired; use another one (HTTP 401)",
         ),
         (["usage", "--api-url", "http://127.0.0.1:1"], "does not answer"),
-        (["usage", "--api-url", "nonsense"], "does not answer"),
+        (["usage", "--api-url", "nonsense"], "it must be a URL such as http://127.0.0.1:8080"),
         (["keys", "create", "--name", "x", "--scope", "root"], "scopes"),
         (["keys", "create", "--name", "x", "--scope", "query", "--expires", "999999w"], "9999"),
         (["keys", "revoke", "no body"], "there is no key 'no body'"),
