@@ -1,7 +1,7 @@
 """The query API: puts routes, problems and services together, and holds no rule."""
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
@@ -57,6 +57,23 @@ def create_app(
         cors_origins: Web pages that may read, as `receiver.cors` writes them.
         has_access_log: Whether each request is a line of log.
     """
+    app = _routes()
+    app.state.services = services
+    app.state.rate_limits = RateLimits(services.clock)
+    app.wrap = lambda inner: AccessLog(
+        with_cors(inner, cors_origins), services.clock, is_on=has_access_log
+    )
+    app.add_middleware(BodyLimit)
+    problems.install(app)
+    return app
+
+
+def openapi_document() -> dict[str, Any]:
+    """What the API takes and answers, as OpenAPI."""
+    return _routes().openapi()
+
+
+def _routes() -> "_Api":
     app = _Api(
         title="otel-metering",
         summary="Usage metering native to OpenTelemetry",
@@ -65,13 +82,6 @@ def create_app(
         redoc_url=None,
         generate_unique_id_function=_operation_id,
     )
-    app.state.services = services
-    app.state.rate_limits = RateLimits(services.clock)
-    app.wrap = lambda inner: AccessLog(
-        with_cors(inner, cors_origins), services.clock, is_on=has_access_log
-    )
-    app.add_middleware(BodyLimit)
-    problems.install(app)
     for resource in (
         events,
         aggregates,

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
+from query_api.app import openapi_document
 from query_api.document import operations
 
 REPOSITORY = Path(__file__).parents[2]
 MADE = runpy.run_path(str(REPOSITORY / "docs" / "_openapi.py"))
-DOCUMENT: dict[str, Any] = MADE["document"]()
+DOCUMENT = openapi_document()
 OPERATIONS = operations(DOCUMENT)
 OPEN = {("GET", "/v1/meter/health")}
 """Operations that need no key."""
