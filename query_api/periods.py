@@ -37,9 +37,6 @@ class Grain(IntEnum):
     MONTH = 4
 
 
-_SECONDS: Final = {Grain.MINUTE: 60, Grain.HOUR: 3_600, Grain.DAY: 86_400}
-
-
 @dataclass(frozen=True, slots=True, order=True)
 class Range:
     """`[start_ns, end_ns)`, never empty."""
@@ -111,25 +108,6 @@ def parse_range(
     return Range(start_ns, end_ns)
 
 
-def start_of(ns: int, grain: Grain) -> int:
-    """Start of the row of `grain` that has `ns`."""
-    if grain is Grain.EVENT:
-        return ns
-    if grain is Grain.MONTH:
-        return _to_ns(_to_datetime(ns).replace(day=1, hour=0, minute=0, second=0))
-    return ns - ns % (_SECONDS[grain] * SECOND_NS)
-
-
-def end_of(ns: int, grain: Grain) -> int:
-    """End of the row of `grain` that has `ns`, exclusive."""
-    start_ns = start_of(ns, grain)
-    if grain is Grain.EVENT:
-        return ns + 1
-    if grain is Grain.MONTH:
-        return start_of(start_ns + 31 * 86_400 * SECOND_NS, grain)
-    return start_ns + _SECONDS[grain] * SECOND_NS
-
-
 def parse_bound(text: str, midnight: Callable[[date], int] = utc_midnight) -> int:
     """Read an RFC 3339 timestamp, or a date.
 
@@ -150,11 +128,3 @@ def _checked(ns: int, text: str) -> int:
     if 0 <= ns < MAX_NS:
         return ns
     raise InvalidUsageError(f"timestamp {text!r} is outside 1970 to 2105; correct the clock")
-
-
-def _to_datetime(ns: int) -> datetime:
-    return _EPOCH + timedelta(seconds=ns // SECOND_NS)
-
-
-def _to_ns(moment: datetime) -> int:
-    return (moment - _EPOCH) // timedelta(seconds=1) * SECOND_NS

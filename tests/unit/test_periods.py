@@ -10,13 +10,10 @@ from otel_metering.errors import InvalidUsageError
 from query_api.periods import (
     MAX_NS,
     SECOND_NS,
-    Grain,
     Range,
-    end_of,
     format_instant,
     parse_instant,
     parse_range,
-    start_of,
     utc_midnight,
 )
 
@@ -86,23 +83,6 @@ def test_a_range_defaults_to_the_thirty_days_before_its_end() -> None:
 def test_an_empty_range_is_refused(start: str) -> None:
     with pytest.raises(InvalidUsageError, match="is empty"):
         parse_range(start, "2026-02-01", now_ns=0)
-
-
-@pytest.mark.parametrize(
-    ("grain", "start", "end"),
-    [
-        (Grain.EVENT, "2024-02-29T23:59:58", None),
-        (Grain.MINUTE, "2024-02-29T23:59:00", "2024-03-01"),
-        (Grain.HOUR, "2024-02-29T23:00:00", "2024-03-01"),
-        (Grain.DAY, "2024-02-29", "2024-03-01"),
-        (Grain.MONTH, "2024-02-01", "2024-03-01"),
-    ],
-)
-def test_rows_start_and_end_with_the_calendar(grain: Grain, start: str, end: str | None) -> None:
-    at = ns("2024-02-29T23:59:58")
-
-    assert start_of(at, grain) == ns(start)
-    assert end_of(at, grain) == (ns(end) if end else at + 1)
 
 
 def test_a_date_is_midnight_of_whoever_asks() -> None:
