@@ -173,8 +173,9 @@ def answer(events: Sequence[Event], asked: Question) -> list[dict[str, Any]]:
     values = {key: aggregated(found, asked.aggregation) for key, found in groups.items()}
     if asked.is_filled:
         nothing = "0" if asked.aggregation in {"sum", "count", "unique_count"} else None
-        names = {names for _, names in groups} if asked.group_by else {()}
-        values = {(window, i): nothing for window in all_windows(asked) for i in names} | values
+        found: set[tuple[str, ...]] = {names for _, names in groups}
+        shown_groups = found if asked.group_by else {()}
+        values = {(i, k): nothing for i in all_windows(asked) for k in shown_groups} | values
     rows = []
     for ((start, end), names), value in sorted(values.items(), key=lambda item: item[0]):
         by = dict(zip(asked.group_by, names, strict=True))
