@@ -114,8 +114,8 @@ def finish(work: Work[_T], query: Callable[[Statement], Rows]) -> _T:
         return answer
 
 
-def usage(request: AggregateRequest) -> Work[Sequence[Row]]:
-    """Every row of a request, by window and groups.
+def usage(request: AggregateRequest) -> Work[Page]:
+    """Every row of a request, by window and groups; a window without events has none.
 
     Raises:
         TooLargeError: There are more than `MAX_ROWS`.
@@ -123,7 +123,7 @@ def usage(request: AggregateRequest) -> Work[Sequence[Row]]:
     found = yield from page(Question(request=request), limit=MAX_ROWS)
     if found.has_more:
         raise _too_many()
-    return found.rows
+    return found
 
 
 def page(question: Question, *, limit: int, after: Row | None = None) -> Work[Page]:
@@ -142,21 +142,25 @@ def page(question: Question, *, limit: int, after: Row | None = None) -> Work[Pa
     windows = cut(request.range, request.window, request.zone)
     if after is not None and after.window >= len(windows):
         raise InvalidUsageError("the cursor is behind the end of the range; start without a cursor")
-    groups = yield from _top_groups(question)
-    is_streamed = question.order is Order.WINDOW_START and not question.is_filled
-    first = after.window if is_streamed and after else 0
-    within = windows.span(first, len(windows))
-    part = Part(
-        limit=limit + 1 if is_streamed else MAX_ROWS + 1,
-        after=(int(windows.starts[first]), after.groups) if is_streamed and after else None,
-        groups=groups,
-    )
-    table, rows = yield from _read(request, windows, within, part)
-    if not is_streamed:
-        if len(rows) > MAX_ROWS:
-            raise _too_many()
-        rows = _sorted(_filled(question, rows, len(windows)), question.order)
-        rows = _behind(rows, question.order, after)
+    # Of one window, the groups with the largest values are the answer already.
+    is_ranked = question.top is not None and request.window is Window.TOTAL
+    is_paged = question.order is Order.WINDOW_START and not question.is_filled and not is_ranked
+    table, groups = "", None
+    rows: list[Row] = []
+    if question.top is not None:
+        table, rows = yield from _top(question, question.top)
+        groups = [row.groups for row in rows]
+    if not is_ranked:
+        first = after.window if is_paged and after else 0
+        part = Part(
+            limit=limit + 1 if is_paged else MAX_ROWS + 1,
+            after=(int(windows.starts[first]), after.groups) if is_paged and after else None,
+            groups=groups,
+        )
+        within = windows.span(first, len(windows))
+        table, rows = yield from _read(request, windows, within, part)
+    if not is_paged:
+        rows = _arranged(question, rows, len(windows), after)
     shown = rows[:limit]
     if question.previous and shown:
         shown = yield from _compared(question, question.previous, groups, shown)
@@ -210,18 +214,18 @@ def _planned(request: AggregateRequest, windows: Windows) -> Work[tuple[Sequence
     return reads, has_corrections
 
 
-def _top_groups(question: Question) -> Work[Sequence[tuple[str, ...]] | None]:
-    top, request = question.top, question.request
-    if top is None:
-        return None
-    whole = replace(request, window=Window.TOTAL)
-    windows = cut(whole.range, whole.window, whole.zone)
+def _top(question: Question, top: int) -> Work[tuple[str, list[Row]]]:
+    """The totals of the groups that have the largest, and the coarsest table they were read from."""
+    request = replace(question.request, window=Window.TOTAL)
+    windows = cut(request.range, request.window, request.zone)
     # The quotient of an average is rounded here, and only then compared.
     limit = MAX_ROWS + 1 if request.aggregation is Aggregation.AVG else top
-    _, rows = yield from _read(whole, windows, whole.range, Part(limit=limit, is_ranked=True))
+    table, rows = yield from _read(
+        request, windows, windows.range, Part(limit=limit, is_ranked=True)
+    )
     if len(rows) > MAX_ROWS:
         raise _too_many()
-    return [row.groups for row in _sorted(rows, Order.LARGEST)[:top]]
+    return table, _sorted(rows, Order.LARGEST)[:top]
 
 
 def _compared(
@@ -252,6 +256,13 @@ def _compared(
         )
         for row in rows
     ]
+
+
+def _arranged(question: Question, rows: list[Row], windows: int, after: Row | None) -> list[Row]:
+    """All rows of an answer, filled and sorted, from behind `after` on."""
+    if len(rows) > MAX_ROWS:
+        raise _too_many()
+    return _behind(_sorted(_filled(question, rows, windows), question.order), question.order, after)
 
 
 def _filled(question: Question, rows: list[Row], windows: int) -> list[Row]:

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from otel_metering.contract.meter import Aggregation
 from query_api.aggregates import Order
-from query_api.queries import MAX_ROWS, Source
+from query_api.queries import MAX_ROWS, ReadFrom
 from query_api.schemas import FROM_DOC, TENANT_DOC, TO_DOC
 from query_api.windows import WINDOW_PATTERN
 
@@ -71,8 +71,8 @@ class AggregatesParameters(BaseModel):
         description="Adds `previous_value`: the value of the same group in the window at the same place of "
         "the range of the same length just before (of as many months, or days, if the range is whole ones).",
     )
-    source: Source = Field(
-        Source.AUTO, description="`events`: use no rollup; the same answer, slower."
+    source: ReadFrom = Field(
+        ReadFrom.AUTO, description="`events`: use no rollup; the same answer, slower."
     )
     format: Format | None = Field(None, description="Default: by the header Accept, else json.")
     limit: int | None = Field(

@@ -61,7 +61,7 @@ class Statement:
     parameters: Mapping[str, object]
 
 
-class Source(StrEnum):
+class ReadFrom(StrEnum):
     """What an answer may be read from."""
 
     AUTO = "auto"
@@ -94,12 +94,12 @@ class AggregateRequest:
     tenant_id: str | None = None
     group_by: tuple[str, ...] = ()
     filters: tuple[Filter, ...] = ()
-    source: Source = Source.AUTO
+    source: ReadFrom = ReadFrom.AUTO
 
     @property
     def reads_events_only(self) -> bool:
         """Whether rollups cannot answer, or may not."""
-        return self.source is Source.EVENTS or any(i.is_attribute for i in self.filters)
+        return self.source is ReadFrom.EVENTS or any(i.is_attribute for i in self.filters)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from otel_metering.contract.meter import Aggregation, MeterDefinition
 from query_api.aggregates import Question, Row, finish, page, usage
 from query_api.filters import any_of
 from query_api.periods import Range
-from query_api.queries import AggregateRequest, Source, Statement
+from query_api.queries import AggregateRequest, ReadFrom, Statement
 from query_api.reading import read
 from query_api.windows import Window
 from query_api.zones import Zone
@@ -61,7 +61,7 @@ def done(api: Api, asked: AggregateRequest) -> tuple[Sequence[Row], list[Stateme
         statements.append(statement)
         return api.store.query(statement.sql, statement.parameters)
 
-    return finish(usage(asked), query), statements
+    return finish(usage(asked), query).rows, statements
 
 
 def granules(api: Api, statement: Statement) -> dict[str, tuple[int, int, str]]:
@@ -91,7 +91,7 @@ def granules(api: Api, statement: Statement) -> dict[str, tuple[int, int, str]]:
             request(JANUARY, JANUARY + 30 * DAY, window=Window.DAY, zone=Zone("Asia/Kathmandu")),
             {"hour", "minute"},
         ),
-        (request(JANUARY, JANUARY + DAY, window=Window.DAY, source=Source.EVENTS), {"events"}),
+        (request(JANUARY, JANUARY + DAY, window=Window.DAY, source=ReadFrom.EVENTS), {"events"}),
     ],
 )
 def test_rows_are_found_by_tenant_meter_and_time(

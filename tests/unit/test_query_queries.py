@@ -13,7 +13,7 @@ from query_api import queries
 from query_api.aggregates import Order, Page, Question, Row, finish, mean, page
 from query_api.filters import Filter, Operator
 from query_api.periods import MAX_NS, Range
-from query_api.queries import AggregateRequest, EventsRequest, Source, Statement, check_dimensions
+from query_api.queries import AggregateRequest, EventsRequest, ReadFrom, Statement, check_dimensions
 from query_api.windows import Window
 from query_api.zones import Zone
 
@@ -44,7 +44,7 @@ requests = st.builds(
     tenant_id=st.sampled_from([None, MARK]),
     group_by=st.sampled_from([("tenant_id",), (MARK, "tenant_id"), (MARK, MARK + "2")]),
     filters=st.lists(filters, max_size=2).map(tuple),
-    source=st.sampled_from(Source),
+    source=st.sampled_from(ReadFrom),
 )
 questions = st.builds(
     Question,
