@@ -68,7 +68,13 @@ def _range(from_: str, to: str, last: str) -> list[tuple[str, str]]:
 def _per_tenant(
     api: Api, meter: str, scope: Sequence[tuple[str, str]]
 ) -> dict[str, Mapping[str, Any]]:
-    query = [("meter", meter), ("window", "total"), ("group_by", "tenant_id"), *scope]
+    query = [
+        ("meter", meter),
+        ("window", "total"),
+        ("group_by", "tenant_id"),
+        ("limit", "100000"),
+        *scope,
+    ]
     return {row["tenant_id"]: row for row in api.get("/v1/meter/aggregates", query)["data"]}
 
 
