@@ -10,11 +10,21 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from otel_metering.errors import InvalidUsageError
 from query_api.periods import MAX_NS, Range
+
+_BROKEN: Final = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    InvalidOperation,
+)
+"""What reading a text that is no cursor may raise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +81,7 @@ def decode(text: str) -> Cursor:
         start_ns, end_ns, timestamp_ns, event_id = _decode(text)
         within = Range(int(start_ns), int(end_ns))
         return Cursor(range=within, timestamp_ns=int(timestamp_ns), event_id=str(UUID(event_id)))
-    except (ValueError, TypeError, AttributeError):
+    except _BROKEN:
         raise _unknown() from None
 
 
@@ -97,8 +107,10 @@ def decode_aggregate(text: str, *, asked: str, groups: int) -> AggregateCursor:
             groups=names,
             value=None if value is None else Decimal(value),
         )
-    except (ValueError, TypeError, AttributeError, OverflowError, InvalidOperation):
+    except _BROKEN:
         raise _unknown() from None
+    if found.value is not None and not found.value.is_finite():
+        raise _unknown()
     if not 0 <= found.range.start_ns < found.range.end_ns < MAX_NS or found.window < 0:
         raise _unknown()
     if found.asked != asked or len(names) != groups:

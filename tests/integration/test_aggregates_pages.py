@@ -1,5 +1,6 @@
 """Pages, order, the largest groups, the previous period, and the formats of aggregates."""
 
+import base64
 import csv
 import io
 import json
@@ -164,6 +165,31 @@ def test_a_cursor_of_another_tenant_gets_nothing_of_it(api: Api, reader: httpx.C
     response = api.client(Scope.QUERY, tenant_id="c").get(URL, params={**BOTH, "cursor": cursor})
 
     assert response.status_code == 400
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1, 2, 3, 4]",
+        '["x", Infinity, 1, 0, [], null]',
+        '["x", NaN, 1, 0, [], null]',
+        '["x", 0, 1, 0, [], "NaN"]',
+        '["x", 0, 1, 0, [], "snan"]',
+        '["x", 0, 1, 0, ["\\ud800"], "1"]',
+        '["x", 0, 1, -1, [], "1"]',
+        '["x", 5, 1, 0, [], "1"]',
+        '["x", 0, 1e30, 0, [], "1"]',
+        "[" * 20_000,
+    ],
+)
+@pytest.mark.parametrize("url", [URL, "/v1/meter/events"])
+def test_what_is_no_cursor_is_refused(reader: httpx.Client, url: str, text: str) -> None:
+    cursor = base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+    response = reader.get(url, params={**(ROLL if url == URL else {}), "cursor": cursor})
+
+    assert response.status_code == 400
+    assert "not one of ours" in response.json()["detail"]
 
 
 def test_values_are_sorted_by_all_their_digits(reader: httpx.Client) -> None:
