@@ -122,6 +122,7 @@ def visible(api: str, key: str, meter: str = "api.calls") -> int:
             "meter": meter,
             "aggregation": "count",
             "window": "minute",
+            "limit": "100000",
             "from": "2026-09-01T00:00:00Z",
             "to": "2026-10-01T00:00:00Z",
         }

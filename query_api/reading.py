@@ -10,6 +10,7 @@ import pyarrow as pa
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
+from query_api.aggregates import Work
 from query_api.problems import TooLargeError
 from query_api.queries import Statement
 from query_api.services import Services
@@ -36,6 +37,17 @@ async def read(
     )
 
 
+async def answer(request: Request, services: Services, work: Work[_T]) -> _T:
+    """Do a work; its statements are read as by `read`. Raises as that and the work do."""
+    try:
+        statement = next(work)
+        while True:
+            statement = work.send(await read(request, services, statement))
+    except StopIteration as stop:
+        found: _T = stop.value
+        return found
+
+
 async def read_table(request: Request, services: Services, statement: Statement) -> pa.Table:
     """As `read`, as an Arrow table."""
     return await _run(
@@ -55,6 +67,10 @@ async def _run(request: Request, services: Services, work: Callable[[Store, Read
         if not running.done():
             await run_in_threadpool(store.cancel, limits.tag)
         return await running
+    except asyncio.CancelledError:
+        # Nobody waits any more: an answer was being streamed, or the server stops.
+        await asyncio.shield(run_in_threadpool(store.cancel, limits.tag))
+        raise
     except ReadLimitError as error:
         raise TooLargeError(
             f"the read was ended: {error}; it may take {limits.seconds:g} s and scan {limits.rows} rows; "

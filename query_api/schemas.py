@@ -9,7 +9,6 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from otel_metering.contract.meter import Aggregation
-from query_api.periods import Window
 
 _EVENT: Final[dict[str, Any]] = {
     "event_id": "order-1042-line-3",
@@ -116,50 +115,6 @@ class EventsAnswer(BaseModel):
     next_cursor: str | None = Field(
         description="Continues behind this page; null: it was the last."
     )
-
-
-class AggregatesParameters(BaseModel):
-    """Which meter, aggregated how."""
-
-    meter: str = Field(description="The meter's slug.")
-    tenant_id: str | None = Field(None, description=TENANT_DOC)
-    from_: str | None = Field(None, alias="from", description=FROM_DOC)
-    to: str | None = Field(None, description=TO_DOC)
-    window: Window = Field(Window.TOTAL, description="Windows of the UTC calendar, or one total.")
-    group_by: list[str] = Field(
-        default_factory=list,
-        max_length=16,
-        description="`tenant_id`, or a dimension of the meter; may be repeated.",
-    )
-    aggregation: Aggregation | None = Field(
-        None, description="Default: the aggregation of the meter's definition."
-    )
-
-
-class Aggregate(BaseModel):
-    """One window of one group."""
-
-    window_start: str = Field(description="Inclusive; never before `from`.")
-    window_end: str = Field(description="Exclusive; never after `to`.")
-    tenant_id: str | None = Field(None, description="If grouped by, or asked for.")
-    dimensions: dict[str, str] = Field(description="Empty text: the event had no such attribute.")
-    value: str = Field(
-        description="Exact decimals. avg is rounded half to even to nine places; percentiles are "
-        "estimates with the precision of a 32-bit float."
-    )
-
-
-class AggregatesAnswer(BaseModel):
-    """Sorted by window, then by groups. A window without events is absent."""
-
-    meter: str
-    aggregation: Aggregation
-    unit: str
-    window: Window
-    table: str = Field(
-        description="The coarsest table that was read; ragged edges of the range come from finer ones."
-    )
-    data: list[Aggregate]
 
 
 class MetersParameters(BaseModel):

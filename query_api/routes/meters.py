@@ -2,13 +2,14 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Query, Request
 
 from query_api import queries
 from query_api.auth import MeterFilteringReader, reachable_tenant
 from query_api.parameters import only
 from query_api.periods import parse_range
 from query_api.problems import TooLargeError, documented
+from query_api.reading import read
 from query_api.schemas import Meter, MetersAnswer, MetersParameters
 from query_api.services import ServicesDep
 
@@ -16,7 +17,8 @@ router = APIRouter(prefix="/v1/meter/meters", tags=["usage"])
 
 
 @router.get("", responses=documented(TooLargeError), dependencies=[Depends(only(MetersParameters))])
-def list_meters(
+async def list_meters(
+    request: Request,
     services: ServicesDep,
     principal: MeterFilteringReader,
     parameters: Annotated[MetersParameters, Query()],
@@ -24,8 +26,7 @@ def list_meters(
     """List the meters that are defined, or have usage in the range."""
     within = parse_range(parameters.from_, parameters.to, now_ns=services.clock.now_ns())
     tenant_id = reachable_tenant(principal, parameters.tenant_id)
-    statement = queries.meters(within, tenant_id)
-    rows = services.store.query(statement.sql, statement.parameters)
+    rows = await read(request, services, queries.meters(within, tenant_id))
     if len(rows) > queries.MAX_ROWS:
         raise TooLargeError(
             f"over {queries.MAX_ROWS} meters have usage, which is the limit; shorten the range"

@@ -5,7 +5,6 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -16,7 +15,9 @@ from otel_metering.contract.meter import Aggregation
 from otel_metering.errors import InvalidUsageError
 from query_api import openmeter_queries as statements
 from query_api import queries
+from query_api.aggregates import usage
 from query_api.auth import Reader, reachable_tenant
+from query_api.filters import any_of
 from query_api.openmeter_filters import NAME, Filters, joined, read_advanced, read_filters
 from query_api.openmeter_schemas import (
     MAX_SUBJECTS,
@@ -27,14 +28,15 @@ from query_api.openmeter_schemas import (
     WindowSize,
 )
 from query_api.parameters import only
-from query_api.periods import SECOND_NS, Range, Window, clip, format_instant, parse_range
+from query_api.periods import SECOND_NS, Range, format_instant, parse_range
 from query_api.problems import NotFoundError, TooLargeError, documented
 from query_api.queries import MAX_ROWS, TENANT, AggregateRequest
-from query_api.reading import read
-from query_api.routes.aggregates import mean
+from query_api.reading import answer, read
 from query_api.routes.openmeter_meters import find_meter
 from query_api.schemas import decimal_text
 from query_api.services import Services, ServicesDep
+from query_api.windows import Window
+from query_api.zones import load
 from receiver.store.keys import Principal
 
 router = APIRouter(prefix="/api/v1/meters", tags=["OpenMeter-compatible"])
@@ -119,33 +121,33 @@ async def aggregate(
     """The rows of a query, sorted by window and groups: all that this surface asks of aggregates.
 
     Raises:
-        InvalidUsageError: A dimension is none of the meter's, or the time zone is not supported.
+        InvalidUsageError: A dimension is none of the meter's, or there is no such time zone.
         ForbiddenError: A tenant is out of reach.
         TooLargeError: There are too many rows.
     """
-    if asked.timezone not in {"UTC", "Etc/UTC", "Z"}:
-        raise InvalidUsageError(f"windowTimeZone {asked.timezone!r} is not supported; use UTC")
     meter = services.meters().find(asked.slug)
     names = [name for name in asked.group_by if name != _SUBJECT]
     queries.check_dimensions(meter, [*names, *asked.filters])
     group_by = tuple(TENANT if name == _SUBJECT else name for name in asked.group_by)
-    aggregation = asked.aggregation or meter.aggregation
     rows: list[Row] = []
     for tenant_id in asked.tenants or (None,):
         wanted = AggregateRequest(
             meter=meter,
-            aggregation=aggregation,
+            aggregation=asked.aggregation or meter.aggregation,
             window=_WINDOWS[asked.window],
+            zone=load("UTC" if asked.timezone == "Z" else asked.timezone),
             range=asked.range,
             tenant_id=reachable_tenant(principal, tenant_id),
             group_by=group_by,
-            filters=asked.filters,
+            filters=any_of(asked.filters),
         )
-        for found in await read(request, services, queries.aggregate(wanted)):
-            part = clip(int(found[0]) * SECOND_NS, wanted.window, wanted.range)
-            width = len(group_by)
-            groups = dict(zip(asked.group_by, found[1 : 1 + width], strict=True))
-            value = _value(aggregation, found[1 + width :])
+        found = await answer(request, services, usage(wanted))
+        for row in found.rows:
+            if row.value is None:
+                continue
+            part = found.windows.at(row.window)
+            groups = dict(zip(asked.group_by, row.groups, strict=True))
+            value = decimal_text(row.value)
             rows.append(Row(start_ns=part.start_ns, end_ns=part.end_ns, groups=groups, value=value))
         if len(rows) > MAX_ROWS:
             raise TooLargeError(
@@ -153,12 +155,6 @@ async def aggregate(
                 "shorten the range, widen the window, group by less, or filter"
             )
     return sorted(rows, key=lambda row: (row.start_ns, *row.groups.values()))
-
-
-def _value(aggregation: Aggregation, values: Sequence[Any]) -> str:
-    if aggregation is Aggregation.AVG:
-        return decimal_text(mean(Decimal(values[0]), int(values[1])))
-    return decimal_text(Decimal(values[0]))
 
 
 async def _filters(request: Request) -> Filters:

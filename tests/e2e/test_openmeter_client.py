@@ -311,9 +311,6 @@ def test_errors_are_those_that_the_client_knows(client: Client, up: Up) -> None:
     assert "descendants" in wrong.value.model.detail  # type: ignore[union-attr]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="until the aggregates of this change are merged: windows are of UTC"
-)
 def test_windows_are_of_the_time_zone(client: Client) -> None:
     make(client, "zoned")
     client.events.ingest_events(

@@ -100,6 +100,26 @@ class Api:
         self.inserts += 1
         self.store.insert(tables.EVENTS, to_table(rows), token=f"block-{self.inserts}")
 
+    def correct(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Void events that were stored, given as to `insert`."""
+        if not rows:
+            return
+        self.inserts += 1
+        kept = [
+            "event_id",
+            "tenant_id",
+            "meter",
+            "timestamp",
+            "quantity",
+            "observations",
+            "dimensions",
+            "batch_id",
+        ]
+        table = to_table(rows).select(kept)
+        for name, value in {"action": "void", "reason": "wrong", "key_id": "key"}.items():
+            table = table.append_column(name, pa.array([value] * len(rows), pa.string()))
+        self.store.insert(tables.EVENT_CORRECTIONS, table, token=f"block-{self.inserts}")
+
 
 @contextmanager
 def running_api(path: Path, **options: Any) -> Iterator[Api]:
@@ -160,6 +180,7 @@ def to_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
         "tenant_id": (pa.string(), [row["tenant_id"] for row in rows]),
         "meter": (pa.string(), [row.get("meter", "api.calls") for row in rows]),
         "quantity": (pa.decimal128(38, 9), [Decimal(row.get("quantity", 1)) for row in rows]),
+        "observations": (pa.int64(), [row.get("observations", 1) for row in rows]),
         "unique_key": (pa.string(), [row.get("unique_key", "") for row in rows]),
         "timestamp": (pa.timestamp("ns", "UTC"), [row["timestamp"] for row in rows]),
         "start_time": (pa.timestamp("ns", "UTC"), [row.get("start_time", 0) for row in rows]),

@@ -12,9 +12,9 @@ from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel
 
 from otel_metering.errors import UnavailableError
+from query_api.aggregates_schemas import AggregatesAnswer
 from query_api.schemas import (
     AdmissionAnswer,
-    AggregatesAnswer,
     EventsAnswer,
     HealthAnswer,
     MetersAnswer,

@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from otel_metering.contract.meter import Aggregation, MeterDefinition
 from otel_metering.errors import InvalidUsageError
 from query_api import queries
-from query_api.periods import MAX_NS, Range, Window
-from query_api.queries import AggregateRequest, EventsRequest, Statement, check_dimensions
-from query_api.routes.aggregates import mean
+from query_api.aggregates import Order, Page, Question, Row, finish, mean, page
+from query_api.filters import Filter, Operator
+from query_api.periods import MAX_NS, Range
+from query_api.queries import AggregateRequest, EventsRequest, ReadFrom, Statement, check_dimensions
+from query_api.windows import Window
+from query_api.zones import Zone
 
 MARK = "zz'; DROP TABLE x --"
 METER = MeterDefinition(slug=MARK)
@@ -20,16 +23,38 @@ METER = MeterDefinition(slug=MARK)
 ranges = st.lists(st.integers(0, MAX_NS - 1), min_size=2, max_size=2, unique=True).map(
     lambda edges: Range(*sorted(edges))
 )
-aggregates = st.builds(
+filters = st.builds(
+    Filter,
+    name=st.just(MARK),
+    values=st.sampled_from([(), (MARK,), (MARK, "a")]),
+    operator=st.sampled_from(Operator),
+    is_attribute=st.booleans(),
+)
+requests = st.builds(
     AggregateRequest,
     meter=st.just(METER),
     aggregation=st.sampled_from(Aggregation),
-    window=st.sampled_from(Window),
-    range=ranges,
+    window=st.sampled_from([i for i in Window if i not in {Window.MINUTE, Window.QUARTER_HOUR}]),
+    range=st.builds(
+        lambda start, length: Range(start, start + length),
+        st.integers(0, MAX_NS - 10**17),
+        st.integers(1, 10**17 - 1),
+    ),
+    zone=st.sampled_from([Zone("UTC"), Zone("Asia/Kathmandu")]),
     tenant_id=st.sampled_from([None, MARK]),
-    group_by=st.sampled_from([(), ("tenant_id",), (MARK, "tenant_id"), (MARK, MARK + "2")]),
-    filters=st.sampled_from([{}, {MARK: [MARK]}, {MARK: [MARK, "a"], "b": []}]),
+    group_by=st.sampled_from([("tenant_id",), (MARK, "tenant_id"), (MARK, MARK + "2")]),
+    filters=st.lists(filters, max_size=2).map(tuple),
+    source=st.sampled_from(ReadFrom),
 )
+questions = st.builds(
+    Question,
+    request=requests,
+    order=st.sampled_from(Order),
+    top=st.sampled_from([None, 3]),
+    previous=st.sampled_from([None, Range(0, 10**15)]),
+)
+
+
 listings = st.builds(
     EventsRequest,
     range=ranges,
@@ -49,9 +74,24 @@ def check(statement: Statement) -> None:
     assert " LIMIT " in statement.sql
 
 
-@given(aggregates)
-def test_every_value_of_an_aggregation_is_bound(request: AggregateRequest) -> None:
-    check(queries.aggregate(request))
+@given(questions, st.booleans(), st.sampled_from([0, 1, 2001]))
+def test_every_value_of_an_aggregation_is_bound(
+    question: Question, is_first: bool, corrections: int
+) -> None:
+    width = len(question.request.group_by)
+
+    def answer(statement: Statement) -> list[tuple[object, ...]]:
+        check(statement)
+        if " AS cell " in statement.sql:
+            start_s = question.request.range.start_ns // 10**9
+            return [(start_s + i * 60,) for i in range(corrections)]
+        return [(0, *[MARK] * width, Decimal(1), 1)]
+
+    after = None if is_first else Row(window=0, groups=(MARK,) * width, value=Decimal(1))
+
+    found = finish(page(question, limit=10, after=after), answer)
+
+    assert isinstance(found, Page)
 
 
 @given(listings)
@@ -62,14 +102,6 @@ def test_every_value_of_a_listing_is_bound(request: EventsRequest) -> None:
 @given(ranges, st.sampled_from([None, MARK]))
 def test_every_value_of_the_list_of_meters_is_bound(within: Range, tenant_id: str | None) -> None:
     check(queries.meters(within, tenant_id))
-
-
-def test_every_aggregation_has_a_statement() -> None:
-    for aggregation in Aggregation:
-        request = AggregateRequest(
-            meter=METER, aggregation=aggregation, window=Window.DAY, range=Range(0, MAX_NS - 1)
-        )
-        assert queries.aggregate(request).sql
 
 
 def test_a_meter_that_takes_every_attribute_has_every_dimension() -> None:
