@@ -35,6 +35,8 @@ class NewKey(Closed):
 class Rotation(Closed):
     """How a key is rotated."""
 
+    model_config = ConfigDict(json_schema_extra={"example": {"overlap_seconds": 3600}})
+
     overlap_seconds: int = Field(
         default=3_600, ge=0, le=MAX_OVERLAP_SECONDS, description="How long the old key still works."
     )
