@@ -125,7 +125,7 @@ def _event(item: object, bound_tenant_id: str | None) -> UsageEvent:
     return UsageEvent(
         tenant_id=_tenant(_text(item, "tenant_id"), bound_tenant_id),
         meter=check_name("meter", _text(item, "meter") or ""),
-        quantity=_quantity(item.get("quantity")),
+        quantity=parse_quantity(item.get("quantity")),
         event_id=_event_id(_text(item, "event_id")),
         timestamp_ns=None if timestamp is None else parse_instant(timestamp),
         attributes=_attributes(item.get("attributes")),
@@ -151,7 +151,12 @@ def _tenant(tenant_id: str | None, bound_tenant_id: str | None) -> str:
     return named
 
 
-def _quantity(value: object) -> Decimal:
+def parse_quantity(value: object) -> Decimal:
+    """A quantity: text, or a Decimal; 1 if there is none.
+
+    Raises:
+        InvalidUsageError: It is no number, or cannot be stored exactly.
+    """
     if value is None:
         return Decimal(1)
     if isinstance(value, Decimal):
@@ -185,17 +190,28 @@ def _attributes(value: object) -> dict[str, str]:
         raise InvalidUsageError("attributes is not an object; send names and values")
     found: dict[str, str] = {}
     for name, item in value.items():
-        if name in _FIELD_OF:
-            raise InvalidUsageError(f"attribute {name} is reserved; use {_FIELD_OF[name]}")
-        if item is None:
-            continue
-        text = item if isinstance(item, str) else _scalar_text(name, item)
-        if not name or not _is_storable(name) or not _is_storable(text):
-            raise InvalidUsageError(
-                f"attribute {name!r} is empty, or no valid Unicode; correct its name or value"
-            )
-        found[name] = text
+        text = parse_attribute(name, item)
+        if text is not None:
+            found[name] = text
     return found
+
+
+def parse_attribute(name: str, value: object) -> str | None:
+    """The text of an attribute; None: there is none.
+
+    Raises:
+        InvalidUsageError: It is reserved, nested, or no valid Unicode.
+    """
+    if name in _FIELD_OF:
+        raise InvalidUsageError(f"attribute {name} is reserved; use {_FIELD_OF[name]}")
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else _scalar_text(name, value)
+    if not name or not _is_storable(name) or not _is_storable(text):
+        raise InvalidUsageError(
+            f"attribute {name!r} is empty, or no valid Unicode; correct its name or value"
+        )
+    return text
 
 
 def _scalar_text(name: str, value: object) -> str:

@@ -22,17 +22,17 @@ Filters = Mapping[str, list[str]]
 
 def only(model: type[BaseModel]) -> Callable[[Request], Awaitable[None]]:
     """A dependency: the request has no parameters beside the fields of `model`."""
-    known = _names(model)
+    known = names_of(model)
 
     async def check(request: Request) -> None:
-        _check_names([name for name, _ in request.query_params.multi_items()], known)
+        check_names([name for name, _ in request.query_params.multi_items()], known)
 
     return check
 
 
 def filters_beside(model: type[BaseModel]) -> Callable[[Request], Awaitable[Filters]]:
     """A dependency: the filters of a request whose other parameters are the fields of `model`."""
-    known = _names(model)
+    known = names_of(model)
 
     async def read(request: Request) -> Filters:
         filters: dict[str, list[str]] = {}
@@ -42,7 +42,7 @@ def filters_beside(model: type[BaseModel]) -> Callable[[Request], Awaitable[Filt
                 filters.setdefault(name[len("filter[") : -1], []).append(value)
             else:
                 others.append(name)
-        _check_names(others, known, "filter[name]")
+        check_names(others, known, "filter[name]")
         if len(filters) > MAX_FILTERS:
             raise InvalidUsageError(
                 f"{len(filters)} names are filtered by; at most {MAX_FILTERS} may"
@@ -70,11 +70,17 @@ def filter_doc(what: str) -> dict[str, object]:
     }
 
 
-def _names(model: type[BaseModel]) -> frozenset[str]:
+def names_of(model: type[BaseModel]) -> frozenset[str]:
+    """The parameters that are the fields of `model`."""
     return frozenset(field.alias or name for name, field in model.model_fields.items())
 
 
-def _check_names(names: list[str], known: frozenset[str], *also: str) -> None:
+def check_names(names: list[str], known: frozenset[str], *also: str) -> None:
+    """Refuse names that are not known, or stand twice.
+
+    Raises:
+        InvalidUsageError: Names the parameter, and those that are known.
+    """
     for name in names:
         if name not in known:
             raise InvalidUsageError(

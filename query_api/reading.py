@@ -17,6 +17,9 @@ from receiver.store.client import ReadLimitError, ReadLimits, Store
 
 _T = TypeVar("_T")
 
+_cancelling: Final[set[asyncio.Future[None]]] = set()
+"""Kept until they are done: an event loop forgets tasks that nobody holds."""
+
 _REMEDY: Final = "shorten the range, widen the window, name a tenant, or filter by dimensions instead of attributes"
 
 
@@ -60,6 +63,11 @@ async def _run(request: Request, services: Services, work: Callable[[Store, Read
             f"the read was ended: {error}; it may take {limits.seconds:g} s and scan {limits.rows} rows; "
             f"{_REMEDY}"
         ) from error
+    except asyncio.CancelledError:
+        # The answer had begun, and its client has gone away. Nobody waits here any more, so neither does this.
+        _cancelling.add(task := asyncio.ensure_future(run_in_threadpool(store.cancel, limits.tag)))
+        task.add_done_callback(_cancelling.discard)
+        raise
     finally:
         leaving.cancel()
 

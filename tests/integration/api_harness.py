@@ -19,9 +19,11 @@ from otel_metering.clock import ManualClock
 from otel_metering.contract.event import Admission, UsageEvent
 from otel_metering.contract.meter import Aggregation, MeterDefinition, Meters
 from query_api.app import create_app
-from query_api.services import Services
+from query_api.services import Corrector, Services
+from receiver.identity import explicit_id, replacement_id
 from receiver.store import tables
 from receiver.store.client import Store
+from receiver.store.corrections import Correction
 from receiver.store.keys import ApiKeys, Principal, Scope
 from receiver.store.migrate import migrate
 
@@ -41,6 +43,11 @@ class Ledger:
 
     seen: set[str] = field(default_factory=set)
     events: list[UsageEvent] = field(default_factory=list)
+    corrections: list[Correction] = field(default_factory=list)
+
+    def correct(self, correction: Correction, principal: Principal) -> bool:
+        self.corrections.append(correction)
+        return True
 
     def submit(self, events: Sequence[UsageEvent], principal: Principal) -> Admission:
         fresh = duplicates = 0
@@ -116,6 +123,12 @@ def running_api(path: Path) -> Iterator[Api]:
         submit=ledger.submit,
         checks=checks,
         metrics=lambda: METRICS,
+        corrector=Corrector(
+            identify=lambda *names: UUID(bytes=explicit_id(*names)),
+            submit=ledger.correct,
+            replacement_of=lambda event_id: UUID(bytes=replacement_id(event_id.bytes)),
+            settled=lambda: lambda: True,
+        ),
     )
     app = create_app(services)
     try:

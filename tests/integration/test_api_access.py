@@ -11,10 +11,10 @@ from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel
 
 from otel_metering.errors import UnavailableError
+from query_api.event_schemas import EventsAnswer
 from query_api.schemas import (
     AdmissionAnswer,
     AggregatesAnswer,
-    EventsAnswer,
     HealthAnswer,
     MetersAnswer,
 )
@@ -22,11 +22,23 @@ from receiver.store.keys import Scope
 from tests.integration.api_harness import METRICS, Api, running_api
 
 EVENT = {"tenant_id": "tenant_a", "meter": "api.calls"}
+VOID = {"reason": "wrong", "tenant_id": "tenant_a"}
 NEW_KEY = {"name": "new", "scopes": ["query"], "tenant_id": "tenant_a"}
 # method, path, arguments, the scope it needs, and its answer if asked about another tenant
 ROUTES: list[tuple[str, str, dict[str, Any], Scope, int]] = [
     ("POST", "/v1/meter/events", {"json": EVENT}, Scope.INGEST, 202),
     ("GET", "/v1/meter/events", {"params": {"tenant_id": "tenant_a"}}, Scope.QUERY, 403),
+    ("GET", "/v1/meter/events/export", {"params": {"tenant_id": "tenant_a"}}, Scope.QUERY, 403),
+    ("GET", "/v1/meter/events/{event_id}", {"params": {**EVENT}}, Scope.QUERY, 404),
+    ("POST", "/v1/meter/events/{event_id}/void", {"json": VOID}, Scope.ADMIN, 404),
+    (
+        "POST",
+        "/v1/meter/events/{event_id}/correct",
+        {"json": {**VOID, "quantity": "1"}},
+        Scope.ADMIN,
+        404,
+    ),
+    ("GET", "/v1/meter/corrections", {"params": {"tenant_id": "tenant_a"}}, Scope.QUERY, 403),
     ("GET", "/v1/meter/aggregates", {"params": {**EVENT}}, Scope.QUERY, 403),
     ("GET", "/v1/meter/meters", {"params": {"tenant_id": "tenant_a"}}, Scope.QUERY, 403),
     ("POST", "/v1/meter/keys", {"json": NEW_KEY}, Scope.ADMIN, 403),
@@ -48,7 +60,11 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
 
 
 def call(client: httpx.Client, method: str, path: str, arguments: dict[str, Any]) -> httpx.Response:
-    return client.request(method, path.replace("{key_id}", "0123456789ab"), **arguments)
+    return client.request(method, path_of(path), **arguments)
+
+
+def path_of(route: str) -> str:
+    return route.replace("{key_id}", "0123456789ab").replace("{event_id}", "nothing")
 
 
 def test_the_table_of_this_test_has_every_route(api: Api) -> None:
@@ -64,14 +80,14 @@ def test_the_table_of_this_test_has_every_route(api: Api) -> None:
 def test_every_route_but_the_open_ones_refuses_without_a_key(api: Api) -> None:
     client = api.client()
     routes = {
-        (method, route.path or "")
+        (method, (route.path or "").replace(":path", ""))
         for route in iter_route_contexts(api.app.routes)
         for method in (route.methods or set()) - {"HEAD"}
     }
     assert {path for _, path in routes} == OPEN | {path for _, path, *_ in ROUTES}
 
     statuses = {
-        (method, path): client.request(method, path.replace("{key_id}", "x")).status_code
+        (method, path): client.request(method, path_of(path)).status_code
         for method, path in routes
         if path not in OPEN
     }
