@@ -132,7 +132,7 @@ def running_api(path: Path) -> Iterator[Api]:
     )
     app = create_app(services)
     try:
-        with _served(app) as url:
+        with served(app) as url:
             api = Api(
                 app=app,
                 url=url,
@@ -149,7 +149,7 @@ def running_api(path: Path) -> Iterator[Api]:
 
 
 @contextmanager
-def _served(app: FastAPI) -> Iterator[str]:
+def served(app: FastAPI) -> Iterator[str]:
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none", lifespan="off"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
