@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -14,16 +15,21 @@ from uuid import UUID
 import httpx
 import pytest
 
+from otel_metering.clock import SystemClock
 from otel_metering.contract.meter import Signal
-from otel_metering.errors import UnavailableError
+from otel_metering.errors import InvalidUsageError, UnavailableError
+from receiver.admit import MicroBatch, Outcome
 from receiver.exposition import exposition
+from receiver.ingest import Work
 from receiver.restore import restore_states
 from receiver.rows import EventColumns
 from receiver.store import tables
+from receiver.store.corrections import Correction, EventRow
 from receiver.store.keys import Scope
-from tests.integration.machine import FORMATS, Cell, Faults, Machine, new_machine
+from receiver.usage import Sender
+from tests.integration.machine import FORMATS, SENDER, Cell, Faults, Machine, new_machine
 from tests.otlp import NOON, Data, data_request, spans_request
-from tests.prometheus import parse, total
+from tests.prometheus import by, parse, total
 from tests.waiting import eventually
 
 DEFINITIONS = (
@@ -226,6 +232,82 @@ def test_a_correction_that_waits_in_the_spool_is_known_after_a_restart(
         assert machine.void("v").status_code == 200
         all_equal(machine, {})
         assert len(machine.client.get("/v1/meter/corrections").json()["data"]) == 1
+
+
+def test_the_receiver_knows_every_corrected_event_after_a_restart_whoever_asks(
+    made: tuple[Machine, Faults],
+) -> None:
+    """The ingest thread decides by its memory alone: a request that has not seen the first changes nothing."""
+    machine, _ = made
+    decisions: list[Correction] = []
+    with machine.running():
+        machine.send(event("stored", "2"), event("spooled", "3"))
+        machine.write()
+        submit = machine.receiver.ingest.submit
+
+        def note(work: Work) -> Future[Outcome]:
+            if work.correction is not None:
+                decisions.append(work.correction)
+            return submit(work)
+
+        machine.receiver.ingest.submit = note  # type: ignore[method-assign]
+        written(machine, machine.void("stored"))
+        assert machine.correct("spooled", quantity="5").status_code == 200
+    with machine.running():
+        for decision in decisions:
+            work = Work(sender=SENDER, signal=Signal.EVENT, correction=decision)
+            outcome = machine.receiver.ingest.submit(work).result(20)
+            assert (outcome.corrected, outcome.corrected_before, outcome.accepted) == (0, 1, 0)
+        machine.write()
+        all_equal(machine, {"eu": ("5", 1)})
+        samples = parse(exposition(machine.receiver.telemetry.read()))
+        refused = "otel_metering_receiver_ingest_corrections_refused_total"
+        assert by(samples, refused, "reason") == {"corrected_before": 2}
+
+
+def test_two_corrections_of_an_event_in_one_micro_batch_are_one(machine: Machine) -> None:
+    machine.send(event("one", "2"))
+    machine.write()
+    [row] = machine.events()
+    found = EventRow(
+        event_id=UUID(row["uuid"]),
+        tenant_id="a",
+        meter="calls",
+        quantity=Decimal(2),
+        observations=1,
+        unique_key="",
+        timestamp_ns=int(datetime.fromisoformat(AT).timestamp()) * 10**9,
+        start_ns=0,
+        dimensions=row["dimensions"],
+        attributes=row["attributes"],
+        service_name="",
+        signal="event",
+        trace_id="",
+        span_id="",
+    )
+    correction = Correction(
+        event=found, reason="x", replacement=None, key_id="k", corrected_at_ms=1
+    )
+    ingest = machine.receiver.ingest
+    batch = MicroBatch(
+        ingest._metering,
+        ingest._seen,
+        ingest._accumulators,
+        now_ns=SystemClock().now_ns(),
+        new_id=lambda: bytes(16),
+    )
+
+    for _ in range(2):
+        batch.add_correction(correction, SENDER)
+    with pytest.raises(InvalidUsageError, match="bound to 'b'"):
+        batch.add_correction(
+            replace(correction, event=replace(found, event_id=UUID(int=1))),
+            Sender(key_id="k", bound_tenant="b"),
+        )
+    admitted = batch.admit()
+
+    assert [one.corrected for one in admitted.outcomes] == [1, 0]
+    assert len(admitted.corrections) == 1
 
 
 def test_an_event_that_is_on_its_way_into_the_database_is_waited_for(machine: Machine) -> None:
@@ -522,10 +604,8 @@ def test_corrections_are_counted(machine: Machine) -> None:
     machine.send(event("one"), event("two"))
     machine.write()
     services = machine.receiver.telemetry
-    uuid = machine.client.get("/v1/meter/events/one").json()["uuid"]
     written(machine, machine.correct("one", quantity="3"))
     written(machine, machine.void("two"))
-    machine.receiver.ingest._corrections.add([UUID(uuid).bytes])
 
     samples = parse(exposition(services.read()))
 
@@ -554,7 +634,7 @@ def test_corrections_are_listed_page_by_page_the_latest_first(machine: Machine) 
         asked["cursor"] = page["next_cursor"]
 
     assert sorted(one["reason"] for one in found) == [f"because {i}" for i in range(5)]
-    times = [one["corrected_at"] for one in found]
+    times = [datetime.fromisoformat(one["corrected_at"]) for one in found]
     assert times == sorted(times, reverse=True)
     only = machine.client.get("/v1/meter/corrections", params={"tenant_id": "b"}).json()["data"]
     assert {one["reason"] for one in only} == {"because 1", "because 3"}
