@@ -28,6 +28,8 @@ from receiver.store.keys import Scope
 from receiver.usage import Sender
 from tests.integration.api_harness import served
 
+AT = "2026-02-01T12:00:00Z"
+
 SENDER = Sender(key_id="k", bound_tenant=None)
 
 Cell = tuple[str, str, str, tuple[tuple[str, str], ...]]
@@ -151,6 +153,8 @@ class Machine:
 
 _STARTS = ("toStartOfMinute", "toStartOfHour", "toStartOfDay", "toStartOfMonth")
 
+CALLS = ("  - {slug: calls, group_by: [region]}",)
+
 FORMATS = ("%Y-%m-%d %H:%M:00", "%Y-%m-%d %H:00:00", "%Y-%m-%d 00:00:00", "%Y-%m-01 00:00:00")
 """How ClickHouse writes the begin of a window, of each rollup."""
 
@@ -169,5 +173,31 @@ def new_machine(
 
     monkeypatch.setattr(receiver.app, "Store", FaultyStore)
     meters = path / "meters.yaml"
-    meters.write_text("meters:\n" + "\n".join(definitions) if definitions else "meters: []\n")
+    meters.write_text("\n".join(["meters:", *(definitions or CALLS)]))
     return Machine(path / "data", faults, meters), faults
+
+
+def event(event_id: str, quantity: str = "1", **more: Any) -> dict[str, Any]:
+    return {
+        "tenant_id": "a",
+        "meter": "calls",
+        "event_id": event_id,
+        "quantity": quantity,
+        "timestamp": AT,
+        "attributes": {"region": "eu"},
+    } | more
+
+
+def written(machine: Machine, response: httpx.Response) -> dict[str, Any]:
+    """The answer to a correction, and then it is in the database."""
+    assert response.status_code == 200, response.text
+    machine.write()
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def all_equal(machine: Machine, expected: dict[str, tuple[str, int]]) -> None:
+    """Raw events and rollups have these (sum, count) of each region, and nothing else."""
+    for cells in machine.rollups():
+        found = {dict(cell[3]).get("region", ""): value for cell, value in cells.items()}
+        assert found == {key: (Decimal(q), n) for key, (q, n) in expected.items()}
