@@ -16,6 +16,7 @@ from query_api.rate_limits import RateLimits
 from query_api.routes import (
     aggregates,
     audit,
+    corrections,
     events,
     health,
     keys,
@@ -83,6 +84,8 @@ def _routes() -> "_Api":
         generate_unique_id_function=_operation_id,
     )
     for resource in (
+        # Before events: an event id takes what is left of a path.
+        corrections,
         events,
         aggregates,
         meters,

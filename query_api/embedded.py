@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
+from uuid import UUID
 
 import uvicorn
 
@@ -21,18 +22,21 @@ from otel_metering.clock import Clock
 from otel_metering.contract.event import Admission, UsageEvent
 from otel_metering.contract.meter import Signal
 from otel_metering.errors import ConfigurationError, MeteringError, UnavailableError
+from otel_metering.spool import Spool
 from query_api import config
 from query_api.app import create_app
-from query_api.services import Fate, Held, Resubmitted, Services
+from query_api.services import Corrector, Fate, Held, Resubmitted, Services
 from receiver.admit import Outcome
 from receiver.app import Receiver
 from receiver.config import Settings
 from receiver.exposition import exposition
 from receiver.http_connection import KEEP_ALIVE_SECONDS, bounded_connection
+from receiver.identity import explicit_id, replacement_id
 from receiver.ingest import Work
 from receiver.replay import rehearse, replay
 from receiver.store.audit import AT_START, AuditLog
 from receiver.store.client import ReadLimits
+from receiver.store.corrections import Correction
 from receiver.store.keys import ApiKeys, Principal, Scope
 from receiver.tls import CHECK_SECONDS, Tls
 from receiver.usage import Reason, Sender
@@ -191,9 +195,7 @@ def _is_there(keys: ApiKeys, given: str) -> bool:
 def services(receiver: Receiver, clock: Clock, settings: config.Settings) -> Services:
     """What the query API needs of a receiver in the same process."""
 
-    def submit(events: Sequence[UsageEvent], principal: Principal) -> Admission:
-        sender = Sender(key_id=principal.key_id, bound_tenant=principal.tenant_id)
-        work = Work(sender=sender, signal=Signal.EVENT, events=events)
+    def submit_work(work: Work) -> Outcome:
         request = receiver.telemetry.request("api", Signal.EVENT)
         try:
             outcome = receiver.ingest.submit(work).result(SUBMIT_TIMEOUT_SECONDS)
@@ -203,11 +205,16 @@ def services(receiver: Receiver, clock: Clock, settings: config.Settings) -> Ser
             raise
         except TimeoutError as error:
             raise UnavailableError(
-                f"the events were not stored within {SUBMIT_TIMEOUT_SECONDS:.0f} s; send them again: "
-                "with their event_id they count once"
+                f"nothing was stored within {SUBMIT_TIMEOUT_SECONDS:.0f} s; send the same again: events "
+                "with an event_id count once"
             ) from error
         finally:
             request.end()
+        return outcome
+
+    def submit(events: Sequence[UsageEvent], principal: Principal) -> Admission:
+        sender = Sender(key_id=principal.key_id, bound_tenant=principal.tenant_id)
+        outcome = submit_work(Work(sender=sender, signal=Signal.EVENT, events=events))
         # Another event under a used id counts no second time either; it is also in quarantine.
         repeated = outcome.duplicates + outcome.reasons[Reason.CONFLICT]
         return Admission(accepted=outcome.accepted, duplicates=repeated, rejected=outcome.rejected)
@@ -225,6 +232,13 @@ def services(receiver: Receiver, clock: Clock, settings: config.Settings) -> Ser
             return [_fate(answer) for answer in rehearse(works, receiver.meters, clock)]
         return [_fate(answer) for answer in replay(works, receiver.ingest, receiver.telemetry)]
 
+    def correct(correction: Correction, principal: Principal) -> bool:
+        sender = Sender(key_id=principal.key_id, bound_tenant=principal.tenant_id)
+        return (
+            submit_work(Work(sender=sender, signal=Signal.EVENT, correction=correction)).corrected
+            > 0
+        )
+
     return Services(
         store=receiver.store,
         keys=receiver.keys,
@@ -237,6 +251,14 @@ def services(receiver: Receiver, clock: Clock, settings: config.Settings) -> Ser
         is_metrics_public=settings.metrics_public,
         limits=ReadLimits(seconds=settings.query_max_seconds, rows=settings.query_max_rows),
         resubmit=resubmit,
+        corrector=Corrector(
+            identify=lambda tenant, meter, event_id: UUID(
+                bytes=explicit_id(tenant, meter, event_id)
+            ),
+            submit=correct,
+            replacement_of=lambda event_id: UUID(bytes=replacement_id(event_id.bytes)),
+            settled=lambda: _settled(receiver.spool),
+        ),
         checks={
             "database": lambda: _check_database(receiver),
             "ingest": lambda: _check_ingest(receiver),
@@ -245,6 +267,12 @@ def services(receiver: Receiver, clock: Clock, settings: config.Settings) -> Ser
             "writer": lambda: _check_writer(receiver),
         },
     )
+
+
+def _settled(spool: Spool) -> Callable[[], bool]:
+    """Whether everything that is in the spool now has left it."""
+    durable = spool.mark.appended
+    return lambda: spool.mark.dropped >= durable
 
 
 def _fate(answer: Outcome | MeteringError) -> Resubmitted:

@@ -218,17 +218,28 @@ def parse_attributes(value: object) -> dict[str, str]:
         raise InvalidUsageError("attributes is not an object; send names and values")
     found: dict[str, str] = {}
     for name, item in value.items():
-        if name in _FIELD_OF:
-            raise InvalidUsageError(f"attribute {name} is reserved; use {_FIELD_OF[name]}")
-        if item is None:
-            continue
-        text = item if isinstance(item, str) else scalar_text(name, item)
-        if not name or not is_storable(name) or not is_storable(text):
-            raise InvalidUsageError(
-                f"attribute {name!r} is empty, or no valid Unicode; correct its name or value"
-            )
-        found[name] = text
+        text = parse_attribute(name, item)
+        if text is not None:
+            found[name] = text
     return found
+
+
+def parse_attribute(name: str, value: object) -> str | None:
+    """The text of an attribute; None: there is none.
+
+    Raises:
+        InvalidUsageError: It is reserved, nested, or no valid Unicode.
+    """
+    if name in _FIELD_OF:
+        raise InvalidUsageError(f"attribute {name} is reserved; use {_FIELD_OF[name]}")
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else scalar_text(name, value)
+    if not name or not is_storable(name) or not is_storable(text):
+        raise InvalidUsageError(
+            f"attribute {name!r} is empty, or no valid Unicode; correct its name or value"
+        )
+    return text
 
 
 def scalar_text(name: str, value: object) -> str:

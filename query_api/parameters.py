@@ -4,7 +4,7 @@ A misspelt `tenant_id` must not become an answer about all tenants.
 """
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from fastapi import Request
@@ -16,44 +16,22 @@ from query_api.filters import Filter, Operator
 MAX_FILTERS: Final = 16
 """Names that may be filtered by at once."""
 
+MAX_VALUES: Final = 100
+"""Values of one condition."""
+
 _REPEATABLE: Final = frozenset({"group_by"})
 
 _CONDITION: Final = re.compile(r"(filter|attribute)\[(.*?)\](?:\[(prefix|not)\])?", re.DOTALL)
 
-Filters = Mapping[str, list[str]]
-"""Name → the values it may have."""
-
 
 def only(model: type[BaseModel]) -> Callable[[Request], Awaitable[None]]:
     """A dependency: the request has no parameters beside the fields of `model`."""
-    known = _names(model)
+    known = _names_of(model)
 
     async def check(request: Request) -> None:
         _check_names([name for name, _ in request.query_params.multi_items()], known)
 
     return check
-
-
-def filters_beside(model: type[BaseModel]) -> Callable[[Request], Awaitable[Filters]]:
-    """A dependency: the filters of a request whose other parameters are the fields of `model`."""
-    known = _names(model)
-
-    async def read(request: Request) -> Filters:
-        filters: dict[str, list[str]] = {}
-        others: list[str] = []
-        for name, value in request.query_params.multi_items():
-            if name.startswith("filter[") and name.endswith("]"):
-                filters.setdefault(name[len("filter[") : -1], []).append(value)
-            else:
-                others.append(name)
-        _check_names(others, known, "filter[name]")
-        if len(filters) > MAX_FILTERS:
-            raise InvalidUsageError(
-                f"{len(filters)} names are filtered by; at most {MAX_FILTERS} may"
-            )
-        return filters
-
-    return read
 
 
 def conditions_beside(
@@ -63,7 +41,7 @@ def conditions_beside(
 
     They are `filter[name]=value` and `attribute[name]=value`, the same with `[prefix]` or `[not]` behind.
     """
-    known = _names(model)
+    known = _names_of(model)
 
     async def read(request: Request) -> tuple[Filter, ...]:
         found: dict[tuple[str, str, Operator], list[str]] = {}
@@ -82,6 +60,11 @@ def conditions_beside(
         _check_names(others, known, "filter[name]", "attribute[name]")
         if len(found) > MAX_FILTERS:
             raise InvalidUsageError(f"there are {len(found)} filters; at most {MAX_FILTERS} may be")
+        for (kind, name, _), values in found.items():
+            if len(values) > MAX_VALUES:
+                raise InvalidUsageError(
+                    f"{kind}[{name[:128]}] has {len(values)} values; at most {MAX_VALUES} may be given"
+                )
         return tuple(
             Filter(
                 name=name,
@@ -95,13 +78,16 @@ def conditions_beside(
     return read
 
 
-def conditions_doc() -> dict[str, object]:
-    """OpenAPI of what `conditions_beside` reads."""
+def conditions_doc(*, of_events: bool = False) -> dict[str, object]:
+    """OpenAPI of what `conditions_beside` reads; `of_events`: `filter` is about attributes as well."""
+    what = "attribute" if of_events else "dimension"
     about = {
-        "filter": "`filter[region]=eu`: only usage with this dimension. Repeated: any of the values. "
+        "filter": f"`filter[region]=eu`: only usage with this {what}. Repeated: any of the values. "
         "`filter[region][prefix]=eu-`: one that begins so. `filter[region][not]=eu`: none of these. "
         "Several filters: all of them.",
-        "attribute": "The same with attributes as they were sent; the answer is then read from the events.",
+        "attribute": "The same as filter."
+        if of_events
+        else "The same with attributes as they were sent; the answer is then read from the events.",
     }
     return {
         "parameters": [
@@ -119,29 +105,17 @@ def conditions_doc() -> dict[str, object]:
     }
 
 
-def filter_doc(what: str) -> dict[str, object]:
-    """OpenAPI of `filter[name]=value`."""
-    return {
-        "parameters": [
-            {
-                "name": "filter",
-                "in": "query",
-                "style": "deepObject",
-                "explode": True,
-                "description": f"`filter[region]=eu`: only usage with this {what}. Repeated: any of "
-                "the values. Several names: all of them.",
-                "schema": {"type": "object", "additionalProperties": {"type": "string"}},
-                "example": {"region": "eu"},
-            }
-        ]
-    }
-
-
-def _names(model: type[BaseModel]) -> frozenset[str]:
+def _names_of(model: type[BaseModel]) -> frozenset[str]:
+    """The parameters that are the fields of `model`."""
     return frozenset(field.alias or name for name, field in model.model_fields.items())
 
 
 def _check_names(names: list[str], known: frozenset[str], *also: str) -> None:
+    """Refuse names that are not known, or stand twice.
+
+    Raises:
+        InvalidUsageError: Names the parameter, and those that are known.
+    """
     for name in names:
         if name not in known:
             raise InvalidUsageError(

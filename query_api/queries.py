@@ -10,14 +10,13 @@ partial states, and the statement merges the states of all pieces.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
 from enum import StrEnum
 from typing import Final
 
 import numpy as np
 
-from otel_metering.contract import attributes
 from otel_metering.contract.meter import Aggregation, MeterDefinition
 from otel_metering.errors import InvalidUsageError
 from query_api.filters import Filter, Operator
@@ -117,39 +116,6 @@ class Part:
     after: tuple[int, tuple[str, ...]] | None = None
     groups: Sequence[tuple[str, ...]] | None = None
     is_ranked: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EventsRequest:
-    """A page of events, newest first.
-
-    Attributes:
-        range: What is covered.
-        limit: Events to read.
-        tenant_id: Only this tenant; None: all.
-        meter: Only this meter; None: all.
-        event_id: Only the event with this explicit id, or with this UUID; None: all.
-        filters: Attribute → the values it may have.
-        after: (nanoseconds, UUID) of the last event of the page before; None: the first page.
-    """
-
-    range: Range
-    limit: int
-    tenant_id: str | None = None
-    meter: str | None = None
-    event_id: str | None = None
-    filters: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    after: tuple[int, str] | None = None
-
-
-_EVENT_COLUMNS: Final = (
-    "SELECT toString(source.event_id), source.tenant_id, source.meter, source.quantity, "
-    "toUnixTimestamp64Nano(source.timestamp), toUnixTimestamp64Nano(source.start_time), "
-    "source.attributes, source.dimensions, source.service_name, toString(source.signal), "
-    "source.trace_id, source.span_id, toUnixTimestamp64Milli(source.ingested_at)"
-)
-_EVENT_SOURCE: Final = f"FROM {tables.EVENTS} AS source WHERE"
-_EVENT_ORDER: Final = "ORDER BY source.timestamp DESC, source.event_id DESC LIMIT {limit:UInt32}"
 
 
 def check_dimensions(meter: MeterDefinition, names: Sequence[str]) -> None:
@@ -264,48 +230,6 @@ def meters(within: Range, tenant_id: str | None) -> Statement:
         f"SELECT parts.meter AS meter, {COUNT.final[0]} FROM ({parts}) AS parts "  # noqa: S608 - constants
         f"GROUP BY meter ORDER BY meter LIMIT {MAX_ROWS + 1}",
         bound.values,
-    )
-
-
-def events(request: EventsRequest) -> Statement:
-    """The statement of a page of events.
-
-    Returns:
-        Rows are (event UUID, tenant, meter, quantity, timestamp in ns, start time in ns, attributes,
-        dimensions, service, signal, trace id, span id, time of ingestion in ms), newest first; ties
-        by UUID in ClickHouse's order.
-    """
-    conditions = [
-        *_tenant_condition(request.tenant_id),
-        "source.timestamp >= fromUnixTimestamp64Nano({start_ns:Int64}, 'UTC')",
-        "source.timestamp < fromUnixTimestamp64Nano({end_ns:Int64}, 'UTC')",
-        *_filter_conditions("source.attributes", request.filters),
-    ]
-    parameters: dict[str, object] = {
-        "start_ns": request.range.start_ns,
-        "end_ns": request.range.end_ns,
-        "limit": request.limit,
-        **_tenant_parameter(request.tenant_id),
-        **_filter_parameters(request.filters),
-    }
-    if request.meter is not None:
-        conditions.append("source.meter = {meter:String}")
-        parameters["meter"] = request.meter
-    if request.event_id is not None:
-        conditions.append(
-            "(source.attributes[{event_id_name:String}] = {event_id:String} "
-            "OR source.event_id = toUUIDOrNull({event_id:String}))"
-        )
-        parameters |= {"event_id_name": attributes.EVENT_ID, "event_id": request.event_id}
-    if request.after is not None:
-        conditions.append(
-            "(source.timestamp, source.event_id) < "
-            "(fromUnixTimestamp64Nano({after_ns:Int64}, 'UTC'), {after_id:UUID})"
-        )
-        parameters |= {"after_ns": request.after[0], "after_id": request.after[1]}
-    return Statement(
-        " ".join([_EVENT_COLUMNS, _EVENT_SOURCE, " AND ".join(conditions), _EVENT_ORDER]),
-        parameters,
     )
 
 

@@ -18,6 +18,9 @@ from receiver.store.client import ReadLimitError, ReadLimits, Store
 
 _T = TypeVar("_T")
 
+_cancelling: Final[set[asyncio.Future[None]]] = set()
+"""Kept until they are done: an event loop forgets tasks that nobody holds."""
+
 _REMEDY: Final = "shorten the range, widen the window, name a tenant, or filter by dimensions instead of attributes"
 
 
@@ -67,15 +70,16 @@ async def _run(request: Request, services: Services, work: Callable[[Store, Read
         if not running.done():
             await run_in_threadpool(store.cancel, limits.tag)
         return await running
-    except asyncio.CancelledError:
-        # Nobody waits any more: an answer was being streamed, or the server stops.
-        await asyncio.shield(run_in_threadpool(store.cancel, limits.tag))
-        raise
     except ReadLimitError as error:
         raise TooLargeError(
             f"the read was ended: {error}; it may take {limits.seconds:g} s and scan {limits.rows} rows; "
             f"{_REMEDY}"
         ) from error
+    except asyncio.CancelledError:
+        # The answer had begun, and its client has gone away. Nobody waits here any more, so neither does this.
+        _cancelling.add(task := asyncio.ensure_future(run_in_threadpool(store.cancel, limits.tag)))
+        task.add_done_callback(_cancelling.discard)
+        raise
     finally:
         leaving.cancel()
 

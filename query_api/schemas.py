@@ -78,45 +78,6 @@ class AdmissionAnswer(BaseModel):
     rejected: list[Rejection]
 
 
-class EventsParameters(BaseModel):
-    """Which events."""
-
-    tenant_id: str | None = Field(None, description=TENANT_DOC)
-    meter: str | None = Field(None, description="Only this meter.")
-    from_: str | None = Field(None, alias="from", description=FROM_DOC)
-    to: str | None = Field(None, description=TO_DOC)
-    event_id: str | None = Field(None, description="The sender's event id, or the stored UUID.")
-    limit: int = Field(100, ge=1, le=1000, description="Events on one page.")
-    cursor: str | None = Field(None, description="`next_cursor` of the page before.")
-
-
-class StoredEvent(BaseModel):
-    """An event as it was admitted."""
-
-    event_id: str = Field(description="The sender's id if it gave one, else the stored UUID.")
-    tenant_id: str
-    meter: str
-    quantity: str
-    timestamp: str
-    start_time: str | None = Field(description="Start of the interval that was measured, if any.")
-    attributes: dict[str, str]
-    dimensions: dict[str, str]
-    service_name: str
-    signal: str = Field(description="metric, span, log or event.")
-    trace_id: str | None
-    span_id: str | None
-    ingested_at: str
-
-
-class EventsAnswer(BaseModel):
-    """A page of events, newest first."""
-
-    data: list[StoredEvent]
-    next_cursor: str | None = Field(
-        description="Continues behind this page; null: it was the last."
-    )
-
-
 class MetersParameters(BaseModel):
     """Which usage."""
 

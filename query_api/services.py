@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Final, Protocol
+from uuid import UUID
 
 from fastapi import Depends, Request
 
@@ -13,6 +14,7 @@ from otel_metering.contract.event import Admission, UsageEvent
 from otel_metering.contract.meter import Meters, Signal
 from receiver.store.audit import AuditLog
 from receiver.store.client import ReadLimits, Store
+from receiver.store.corrections import Correction
 from receiver.store.keys import ApiKeys, Principal
 from receiver.store.meters import ApiMeters
 
@@ -62,6 +64,25 @@ class Resubmit(Protocol):
     def __call__(self, items: Sequence[Held], *, is_dry: bool) -> Sequence[Resubmitted]:
         """The fate of each, in their order, once it is durable; `is_dry`: what it would be."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corrector:
+    """What corrects events: a receiver in this process.
+
+    Attributes:
+        identify: The UUID under which (tenant, meter, id of the sender) is stored.
+        submit: Makes a correction durable; False: the event was corrected before, nothing was changed.
+            Raises UnavailableError: whether it was made is unknown, ask again; InvalidUsageError: it
+            cannot be made.
+        replacement_of: The UUID of what counts instead of an event, if anything does.
+        settled: Returns a function that says whether all that was durable at the call is in the database.
+    """
+
+    identify: Callable[[str, str, str], UUID]
+    submit: Callable[[Correction, Principal], bool]
+    replacement_of: Callable[[UUID], UUID]
+    settled: Callable[[], Callable[[], bool]]
 
 
 def no_receiver(items: Sequence[Held], *, is_dry: bool) -> Sequence[Resubmitted]:
@@ -116,6 +137,7 @@ class Services:
             there is no receiver here.
         is_metrics_public: Whether they may be read without a key.
         resubmit: Sends items of quarantine through ingest again.
+        corrector: Corrects events; None: there is no receiver here.
         limits: What one read may cost.
         checks: Health, by name: each returns a short detail, or raises MeteringError.
     """
@@ -129,6 +151,7 @@ class Services:
     metrics: Callable[[], str] | None = None
     is_metrics_public: bool = False
     resubmit: Resubmit = no_receiver
+    corrector: Corrector | None = None
     limits: ReadLimits = DEFAULT_LIMITS
     file_meters: Callable[[], Meters] = Meters
     made_meters: ApiMeters | None = None

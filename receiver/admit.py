@@ -23,6 +23,7 @@ from otel_metering.contract.meter import Signal
 from otel_metering.errors import InvalidUsageError
 from receiver import identity, rows, singles
 from receiver.asked import Found
+from receiver.corrections import CorrectionBatch, Corrections
 from receiver.cumulative import Accumulators
 from receiver.identity import Ids, Words, join_ids
 from receiver.metering import Metering
@@ -35,6 +36,7 @@ from receiver.quarantine import refused_item, refused_point
 from receiver.rows import EventColumns
 from receiver.seen import Owner, SeenIds
 from receiver.singles import ApiEvents, IdFactory, Singles
+from receiver.store.corrections import Correction
 from receiver.usage import Reason, Refusal, Sender, Series, Verdict
 
 Bools = NDArray[np.bool_]
@@ -51,6 +53,8 @@ class Outcome:
         unchanged: Cumulative points that add nothing to what was counted.
         reasons: Kept aside in quarantine, by reason.
         ignored: Not usage of anything.
+        corrected: Events that do not count any more; what counts instead of one is in `accepted`.
+        corrected_before: Events that were to be corrected, and had been.
         rejected: (index, reason) of events of the JSON API that can never be counted.
         warning: The first reason for quarantine; empty: none.
     """
@@ -60,6 +64,8 @@ class Outcome:
     unchanged: int = 0
     reasons: Counter[Reason] = field(default_factory=Counter)
     ignored: int = 0
+    corrected: int = 0
+    corrected_before: int = 0
     rejected: tuple[tuple[int, str], ...] = ()
     warning: str = ""
 
@@ -88,7 +94,8 @@ class Admitted:
     Attributes:
         entries: (key, payload) for the spool, all in one transaction; may be empty.
         states: (key, state) of cumulative series, for the same transaction.
-        row_count: Rows of usage and quarantine in `entries`.
+        row_count: Rows in `entries`.
+        corrections: What of these rows takes back an event.
         ids: To remember as seen once the transaction is on disk.
         outcomes: One for each request, in the order they were added.
     """
@@ -96,6 +103,7 @@ class Admitted:
     entries: list[tuple[str, bytes]]
     states: list[tuple[bytes, bytes]]
     row_count: int
+    corrections: Sequence[rows.CorrectionRow]
     ids: Ids
     outcomes: list[Outcome]
 
@@ -131,6 +139,7 @@ class MicroBatch:
         *,
         now_ns: int,
         new_id: IdFactory,
+        corrections: Corrections | None = None,
     ) -> None:
         metering.make_room()
         self._metering = metering
@@ -139,6 +148,7 @@ class MicroBatch:
         self._now_ns = now_ns
         self._new_id = new_id
         self._requests: list[_Request] = []
+        self._corrections = CorrectionBatch(Corrections() if corrections is None else corrections)
 
     def add_otlp(self, signal: Signal, body: bytes, sender: Sender) -> None:
         """Add an OTLP export request of `signal`, in protobuf.
@@ -173,6 +183,22 @@ class MicroBatch:
         request.outcome.rejected = tuple(rejected)
         self._requests.append(request)
 
+    def add_correction(self, correction: Correction, sender: Sender) -> None:
+        """Add the correction of an event, unless it was corrected before.
+
+        Raises:
+            InvalidUsageError: It cannot be; the batch is as it was.
+            UnavailableError: It cannot be told at the moment; the batch is as it was.
+        """
+        decided = self._corrections.add(
+            correction, sender, self._metering, self._seen, now_ns=self._now_ns
+        )
+        if decided is None:
+            outcome = Outcome(corrected_before=1)
+        else:
+            outcome = Outcome(corrected=1, accepted=int(decided.is_new))
+        self._requests.append(_Request(sender, outcome))
+
     def admit(self) -> Admitted:
         """Find what is new. Changes nothing: remembering is the caller's, after the commit.
 
@@ -192,7 +218,11 @@ class MicroBatch:
         increases, states = self._increases(points, are_totals)
         point_events, single_events, ids = self._new(points.take(~are_totals))
         aside, ids = self._new_quarantine(ids)
+        corrections = self._corrections.rows
+        single_events += self._corrections.replacements
+        ids = join_ids([ids, *self._corrections.ids])
         now_ms = self._now_ns // 1_000_000
+        events = [*increases, *point_events, *single_events]
         entries = [
             (rows.EVENTS_KEY, rows.encode_events(parts, now_ms))
             for parts in ([*increases, *point_events], single_events)
@@ -200,10 +230,13 @@ class MicroBatch:
         ]
         if aside:
             entries.append((rows.QUARANTINE_KEY, rows.encode_quarantine(aside, now_ms)))
+        if corrections:
+            entries.append((rows.CORRECTIONS_KEY, rows.encode_corrections(corrections, now_ms)))
         return Admitted(
             entries=entries,
             states=states,
-            row_count=sum(map(len, [*increases, *point_events, *single_events])) + len(aside),
+            row_count=sum(map(len, events)) + len(aside) + len(corrections),
+            corrections=corrections,
             ids=ids,
             outcomes=[request.outcome for request in self._requests],
         )
@@ -235,7 +268,7 @@ class MicroBatch:
             np.array([number for number, _ in parts], np.int64),
             np.array([len(part) for _, part in parts], np.int64),
         )
-        ids = join_ids([_ids_of_points(points), *(_ids_of_singles(part) for _, part in parts)])
+        ids = join_ids([_ids_of_points(points), *(part.ids() for _, part in parts)])
         starts = np.cumsum([len(points), *(len(part) for _, part in parts)])
 
         def single_at(place: int) -> tuple[_Request, Singles, int]:
@@ -350,16 +383,6 @@ _NO_OWNER = ("", "")
 def _ids_of_points(points: Points) -> Ids:
     first, second = points.ids()
     return Ids(first=first, second=second, time_ns=points.time, content=_no_content(len(first)))
-
-
-def _ids_of_singles(part: Singles) -> Ids:
-    columns = part.columns
-    return Ids(
-        first=columns.first,
-        second=columns.second,
-        time_ns=columns.time_ns,
-        content=part.contents(),
-    )
 
 
 def _ids_of_rows(quarantined: Sequence[rows.QuarantineRow]) -> Ids:

@@ -12,7 +12,7 @@ from receiver.grpc_server import ConnectionLimits, GrpcServer
 from receiver.http_server import HttpApp
 from receiver.ingest import Ingest, Limits
 from receiver.instruments import observe
-from receiver.load import load_seen_ids
+from receiver.load import load_corrections, load_seen_ids
 from receiver.metering import Metering
 from receiver.meters_file import MetersFile
 from receiver.pipeline_stats import PipelineStats
@@ -82,6 +82,7 @@ class Receiver:
             ),
             pace=self.writer.pace,
             on_commit=self.writer.notify,
+            corrections=load_corrections(self.store, self.spool),
             telemetry=self.telemetry,
         )
         observe_state(

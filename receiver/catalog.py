@@ -58,6 +58,9 @@ CATALOG: Final = (
     Metric("ingest", "out", _C, "{item}", "Uses of a meter stored for the first time."),
     Metric("ingest", "refused", _C, "{item}", "Uses that were not stored as usage, by reason."),
     Metric("ingest", "tenant_refused", _C, "{item}", "Usage of a tenant its key may not write."),
+    Metric("ingest", "corrections_in", _C, "{event}", "Events that were to be voided or replaced."),
+    Metric("ingest", "corrections_out", _C, "{event}", "Events that do not count any more."),
+    Metric("ingest", "corrections_refused", _C, "{event}", "Events that were corrected before."),
     Metric("ingest", "meters_reloads", _C, "{reload}", "Changes of meters.yaml that were applied."),
     Metric(
         "ingest", "meters_stale", _G, "1", "1: the file is wrong; the meters before are in force."
@@ -65,7 +68,7 @@ CATALOG: Final = (
     Metric("ingest", "ids", _G, "{id}", "Identities in memory."),
     Metric("ingest", "ids_size", _G, "By", "Memory of the identities."),
     Metric("ingest", "streams", _G, "{stream}", "Streams in the cache."),
-    Metric("spool", "in", _C, "{row}", "Rows made durable, of usage and quarantine."),
+    Metric("spool", "in", _C, "{row}", "Rows made durable: usage, quarantine, corrections."),
     Metric("spool", "entries", _G, "{entry}", "Entries that wait for the database."),
     Metric("spool", "size", _G, "By", "Bytes that wait for the database."),
     Metric("spool", "oldest_age", _G, "s", "How long the oldest entry has waited."),

@@ -3,6 +3,7 @@
 - explicit id: H(tenant, meter, id), whatever its time or value.
 - delta point: H(tenant, meter, stream; start, time, value).
 - span: H(tenant, meter; trace id, span id).
+- replacement of a corrected event: H(identity of that event).
 
 The tenant is part of each, so that no tenant can use up an identity of another. Streams are hashed with
 BLAKE2b, once; points with SipHash-2-4 (128-bit form, Aumasson and Bernstein, 2012) under the stream's
@@ -73,6 +74,11 @@ def explicit_id(tenant: str, meter: str, event_id: str) -> bytes:
     """Identity of an event whose sender chose an id."""
     chosen = digest(b"event", tenant.encode(), meter.encode(), event_id.encode())
     return mark(chosen, Kind.EXPLICIT)
+
+
+def replacement_id(event_id: bytes) -> bytes:
+    """Identity of the event that counts instead of a corrected one: each event has at most one such."""
+    return mark(digest(b"replacement", event_id), Kind.EXPLICIT)
 
 
 def span_id(tenant: str, meter: str, trace_id: bytes, span: bytes) -> bytes:

@@ -23,12 +23,15 @@ from otel_metering.contract.meter import Signal
 from otel_metering.errors import InvalidUsageError, UnavailableError
 from otel_metering.spool import Spool
 from receiver.admit import Admitted, MicroBatch, Outcome
+from receiver.corrections import Corrections, taken_back
 from receiver.cumulative import Accumulators
 from receiver.fair_queue import FairQueue
 from receiver.identity import ID_BYTES
 from receiver.metering import Metering
 from receiver.rate_limit import RateLimit
+from receiver.rows import EventColumns
 from receiver.seen import SeenIds
+from receiver.store.corrections import Correction
 from receiver.telemetry import Telemetry
 from receiver.usage import Sender
 
@@ -38,7 +41,7 @@ MAX_BATCH_BYTES: Final = 8 * 2**20
 MAX_BATCH_REQUESTS: Final = 1_024
 
 _EVENT_BYTES: Final = 256
-"""What one event of the JSON API counts as, in the bounds above."""
+"""What one event of the JSON API, or a correction, counts as, in the bounds above."""
 
 _log = logging.getLogger(__name__)
 
@@ -55,11 +58,13 @@ class Work:
     signal: Signal
     body: bytes = b""
     events: Sequence[UsageEvent] = ()
+    correction: Correction | None = None
 
     @property
     def size(self) -> int:
         """Bytes it counts as."""
-        return len(self.body) + _EVENT_BYTES * len(self.events)
+        events = len(self.events) + (self.correction is not None)
+        return len(self.body) + _EVENT_BYTES * events
 
 
 @dataclass(slots=True)
@@ -99,6 +104,8 @@ class Ingest:
         limits: Limits,
         pace: Callable[[], None],
         on_commit: Callable[[], None],
+        corrections: Corrections | None = None,
+        on_corrected: Callable[[EventColumns], None] = lambda _: None,
         telemetry: Telemetry | None = None,
     ) -> None:
         """Put it together.
@@ -111,6 +118,9 @@ class Ingest:
             limits: What may be taken.
             pace: Called before each micro-batch; may wait a moment to slow senders down.
             on_commit: Called after each commit.
+            corrections: Every event that was ever corrected.
+            on_corrected: Called after each commit that corrects events, with what they counted, as usage of
+                the opposite sign.
             telemetry: Counts what becomes of requests and items.
         """
         self._metering = metering
@@ -121,6 +131,8 @@ class Ingest:
         self._limits = limits
         self._pace = pace
         self._on_commit = on_commit
+        self._corrections = Corrections() if corrections is None else corrections
+        self._on_corrected = on_corrected
         self._queue: FairQueue[_Waiting] = FairQueue(limits.max_queue_bytes)
         self._rate_limit = RateLimit(limits.max_key_bytes_per_second, clock)
         # Entries are numbered as they are put, also by the writer; those from before a restart come first.
@@ -223,6 +235,7 @@ class Ingest:
             self._accumulators,
             now_ns=self._clock.now_ns(),
             new_id=lambda: secrets.token_bytes(ID_BYTES),
+            corrections=self._corrections,
         )
         # What was answered in an earlier attempt at this batch was refused for good.
         added = [one for one in batch if one.answer is None and _add(micro_batch, one)]
@@ -268,21 +281,33 @@ class Ingest:
             self._last_entry += len(admitted.entries)
             self._seen.add(admitted.ids, self._last_entry, self._clock.now_ns())
             self._accumulators.remember(admitted.states)
+            self._corrections.add(row.event_id for row in admitted.corrections)
         except BaseException:
             self._is_exact = False
             raise
         self._telemetry.committed(entries=len(admitted.entries), rows=admitted.row_count)
         self._on_commit()
+        if admitted.corrections:
+            try:
+                self._on_corrected(taken_back(admitted.corrections))
+            except Exception as error:  # noqa: BLE001 - what is durable is acknowledged, whoever else fails
+                _log.error(
+                    "Nobody was told of a correction",
+                    exc_info=error,
+                    extra={"event": "correction_not_told"},
+                )
 
 
 def _add(micro_batch: MicroBatch, waiting: _Waiting) -> bool:
     work = waiting.work
     try:
-        if work.signal is Signal.EVENT:
+        if work.correction is not None:
+            micro_batch.add_correction(work.correction, work.sender)
+        elif work.signal is Signal.EVENT:
             micro_batch.add_events(work.events, work.sender)
         else:
             micro_batch.add_otlp(work.signal, work.body, work.sender)
-    except InvalidUsageError as error:
+    except (InvalidUsageError, UnavailableError) as error:
         waiting.answer = error
         return False
     return True

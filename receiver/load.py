@@ -11,9 +11,10 @@ import pyarrow as pa
 
 from otel_metering.clock import Clock
 from otel_metering.spool import Spool
+from receiver.corrections import Corrections
 from receiver.identity import ID_BYTES, Ids, Words
 from receiver.lookup import StoredIds
-from receiver.rows import ids_of
+from receiver.rows import CORRECTIONS_KEY, corrected_ids, ids_of
 from receiver.seen import MAX_AHEAD_NS, SeenIds
 from receiver.store import tables
 from receiver.store.client import Store
@@ -48,12 +49,30 @@ def load_seen_ids(store: Store, spool: Spool, clock: Clock, *, max_bytes: int) -
     now_ns = clock.now_ns()
     # First what is in no table yet: that cannot be looked up.
     for number, entry in enumerate(spool.entries(), 1):
-        seen.add(ids_of(entry.payload), number, now_ns)
+        # The ids in an entry of corrections are those of events that were admitted before.
+        if entry.key != CORRECTIONS_KEY:
+            seen.add(ids_of(entry.payload), number, now_ns)
     progress = _Progress(store, clock)
     _load_explicit(store, seen, progress)
     _load_timed(store, seen, progress, now_ns)
     progress.finish(seen)
     return seen
+
+
+def load_corrections(store: Store, spool: Spool) -> Corrections:
+    """Every event that was ever corrected.
+
+    Raises:
+        UnavailableError: The database did not answer.
+    """
+    corrections = Corrections()
+    sql = f"SELECT reinterpretAsUInt128(event_id) FROM {tables.EVENT_CORRECTIONS}"  # noqa: S608 - from tables.py
+    for batch in store.stream(sql):
+        corrections.load(*_words(batch.column(0)))
+    for entry in spool.entries():
+        if entry.key == CORRECTIONS_KEY:
+            corrections.add(corrected_ids(entry.payload))
+    return corrections
 
 
 class _Progress:

@@ -247,6 +247,12 @@ class Metering:
         )
         return series, described
 
+    def describe(self, meter: str, signal: Signal, attributes: Pairs) -> tuple[Pairs, str]:
+        """Dimensions and unique key of an event of a meter that has these attributes now."""
+        definition = self._meters.find(meter)
+        unique = dict(attributes).get(definition.unique_attribute or names.UNIQUE_KEY, "")
+        return dimensions(definition, signal, attributes), unique
+
     def _metric_context(self, header: MetricHeader, bound_tenant: str | None) -> Context:
         scope = _parse_scope(header.scope)
         name, scope_name = values.decode_text(header.name), values.decode_text(scope.name)

@@ -8,6 +8,7 @@ rows, in the same order, on every attempt.
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from receiver.usage import Pairs, Series
 
 EVENTS_KEY: Final = "events"
 QUARANTINE_KEY: Final = "quarantine"
+CORRECTIONS_KEY: Final = "corrections"
 
 _UUID = pa.binary(ID_BYTES)
 _MAP = pa.map_(pa.string(), pa.string())
@@ -121,6 +123,24 @@ class QuarantineRow:
     key_id: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorrectionRow:
+    """One row of `metering.event_corrections`; the columns of the table."""
+
+    event_id: bytes
+    tenant_id: str
+    meter: str
+    timestamp_ns: int
+    quantity: Decimal
+    observations: int
+    dimensions: Pairs
+    action: str
+    reason: str
+    replaced_by: bytes
+    key_id: str
+    corrected_at_ms: int
+
+
 def begins(start_ns: Ints, time_ns: Ints) -> Ints:
     """Where the time that each event covers begins: its start, if it says one that can be."""
     # Unknown (0), or a clock that stepped back in between: begin = end.
@@ -192,8 +212,31 @@ def encode_quarantine(rows: Sequence[QuarantineRow], ingested_at_ms: int) -> byt
     return _write(batch.replace_schema_metadata({_INGESTED_AT: str(ingested_at_ms)}))
 
 
+def encode_corrections(rows: Sequence[CorrectionRow], ingested_at_ms: int) -> bytes:
+    """Rows -> payload of a spool entry of key `CORRECTIONS_KEY`."""
+    batch = pa.record_batch(
+        {
+            "event_id": pa.array([row.event_id for row in rows], _UUID),
+            "tenant_id": pa.array([row.tenant_id for row in rows], pa.string()),
+            "meter": pa.array([row.meter for row in rows], pa.string()),
+            "timestamp": pa.array([row.timestamp_ns for row in rows], pa.int64()).cast(_TIME),
+            "quantity": pa.array([row.quantity for row in rows], _QUANTITY),
+            "observations": pa.array([row.observations for row in rows], pa.int64()),
+            "dimensions": pa.array([row.dimensions for row in rows], _MAP),
+            "action": pa.array([row.action for row in rows], pa.string()),
+            "reason": pa.array([row.reason for row in rows], pa.string()),
+            "replaced_by": pa.array([row.replaced_by for row in rows], _UUID),
+            "key_id": pa.array([row.key_id for row in rows], pa.string()),
+            "corrected_at": pa.array([row.corrected_at_ms for row in rows], pa.int64()).cast(
+                pa.timestamp("ms", "UTC")
+            ),
+        }
+    )
+    return _write(batch.replace_schema_metadata({_INGESTED_AT: str(ingested_at_ms)}))
+
+
 def ids_of(payload: bytes) -> Ids:
-    """The identities in a spool entry, in either kind of payload."""
+    """The identities in a spool entry of usage or quarantine."""
     *series, rows = _read(payload)
     first, second = words_of(rows["event_id"])
     content = np.zeros(len(first), np.uint64)
@@ -206,13 +249,20 @@ def ids_of(payload: bytes) -> Ids:
     return Ids(first=first, second=second, time_ns=time_ns, content=content)
 
 
+def corrected_ids(payload: bytes) -> list[bytes]:
+    """The events that a spool entry of corrections takes back."""
+    (batch,) = _read(payload)
+    ids: list[bytes] = batch["event_id"].to_pylist()
+    return ids
+
+
 def content_of(stream_id: bytes) -> int:
     """What the row of an EXPLICIT id says, in eight bytes: see `Ids.content`."""
     return int.from_bytes(stream_id[:8], "little")
 
 
 def admitted_at_ms(payload: bytes) -> int:
-    """When a spool entry was admitted, of either kind of payload: milliseconds since the epoch."""
+    """When a spool entry was admitted, of any kind of payload: milliseconds since the epoch."""
     return int(_read(payload)[-1].schema.metadata[_INGESTED_AT])
 
 
@@ -256,6 +306,12 @@ def to_quarantine(payloads: Sequence[bytes], batch_id: bytes) -> pa.Table:
     for payload in payloads:
         (batch,) = _read(payload)
         tables.append(_stamp(pa.Table.from_batches([batch])))
+    return _one_chunk(tables, batch_id)
+
+
+def to_corrections(payloads: Sequence[bytes], batch_id: bytes) -> pa.Table:
+    """Spool entries -> rows of `metering.event_corrections`, in their order, as one chunk."""
+    tables = [pa.Table.from_batches(_read(one)).replace_schema_metadata(None) for one in payloads]
     return _one_chunk(tables, batch_id)
 
 

@@ -17,7 +17,7 @@ from otel_metering.contract.event import (
 from otel_metering.contract.meter import Signal
 from otel_metering.errors import InvalidUsageError
 from receiver import identity, quantity
-from receiver.identity import ID_BYTES, Kind, Words
+from receiver.identity import ID_BYTES, Ids, Kind, Words
 from receiver.metering import Described, Metering
 from receiver.otlp.items import ItemGroup
 from receiver.quantity import Ints
@@ -54,11 +54,17 @@ class Singles(ABC):
         """What event `i` is an event of."""
         return self.columns.series[int(self.columns.numbers[i])]
 
-    def contents(self) -> Words:
-        """What each says besides its id, in eight bytes; 0 where the id says it all."""
-        first, _ = identity.to_words(b"".join([one.stream_id for one in self.columns.series]))
-        is_explicit = identity.kinds_of(self.columns.second) == Kind.EXPLICIT
-        return np.where(is_explicit, first[self.columns.numbers], np.uint64(0))
+    def ids(self) -> Ids:
+        """Their identities, with what explicit ones say besides."""
+        columns = self.columns
+        first, _ = identity.to_words(b"".join([one.stream_id for one in columns.series]))
+        is_explicit = identity.kinds_of(columns.second) == Kind.EXPLICIT
+        return Ids(
+            first=columns.first,
+            second=columns.second,
+            time_ns=columns.time_ns,
+            content=np.where(is_explicit, first[columns.numbers], np.uint64(0)),
+        )
 
     @abstractmethod
     def conflict(self, i: int, sender: Sender) -> QuarantineRow:

@@ -7,7 +7,8 @@ micro-batch or batch; so one lock is enough. Numbers only grow; who reads them (
 - `edge`, in requests: in = out (acknowledged) + refused (answered by an error, or left by its sender).
 - `ingest`, in requests: requests_in = requests_out + requests_refused; out of the edge is out of here.
 - `ingest`, in items, which are uses of one meter: in = out (accepted) + refused (duplicate, ignored, ...).
-- `spool`, in rows: what was committed, usage and quarantine.
+- `ingest`, in corrections of events: corrections_in = corrections_out + corrections_refused.
+- `spool`, in rows: what was committed: usage, quarantine and corrections.
 - `writer`, in rows, for each attempt: in = out (stored) + refused (the attempt failed; there will be another).
 """
 
@@ -42,14 +43,6 @@ INTERNAL: Final = "internal"
 
 QUARANTINED: Final = "quarantined."
 """What the reason of a refused item begins with if the item is in quarantine."""
-
-_REFUSALS: Final[tuple[tuple[str, Callable[[Outcome], int]], ...]] = (
-    ("duplicate", lambda outcome: outcome.duplicates),
-    ("unchanged", lambda outcome: outcome.unchanged),
-    ("ignored", lambda outcome: outcome.ignored),
-    ("rejected", lambda outcome: len(outcome.rejected)),
-)
-"""Why an item went no further, and how many of an outcome did not; quarantine has reasons of its own."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -143,35 +136,24 @@ class Telemetry:
         Args:
             answers: (key id of the sender, answer) of each.
         """
-        refused: defaultdict[str, int] = defaultdict(int)
-        failed: defaultdict[str, int] = defaultdict(int)
-        of_keys: defaultdict[str, int] = defaultdict(int)
-        items = accepted = 0
+        counted: defaultdict[Name, int] = defaultdict(int)
         for key, answer in answers:
             if not isinstance(answer, Outcome):
-                failed[reason_of(answer)] += 1
+                counted[_name("ingest", "requests_refused", {"reason": reason_of(answer)})] += 1
                 continue
-            items += answer.uses
-            accepted += answer.accepted
-            for reason, read in _REFUSALS:
-                refused[reason] += read(answer)
+            counted[_REQUESTS_OUT] += 1
+            for number, read in _COUNTED:
+                counted[number] += read(answer)
             for reason, count in answer.reasons.items():
-                refused[QUARANTINED + reason] += count
-                if reason == Reason.TENANT_NOT_ALLOWED:
-                    of_keys[self._bounded(key)] += count
+                counted[_refused(QUARANTINED + reason)] += count
+            denied = answer.reasons[Reason.TENANT_NOT_ALLOWED]
+            if denied:
+                counted[_name("ingest", "tenant_refused", {"key_id": self._bounded(key)})] += denied
         with self._lock:
-            counters = self._counters
-            counters[_REQUESTS_IN] += len(answers)
-            counters[_REQUESTS_OUT] += len(answers) - sum(failed.values())
-            counters[_ITEMS_IN] += items
-            counters[_ITEMS_OUT] += accepted
-            for reason, count in failed.items():
-                counters[_name("ingest", "requests_refused", {"reason": reason})] += count
-            for reason, count in refused.items():
-                if count:
-                    counters[_name("ingest", "refused", {"reason": reason})] += count
-            for key_id, count in of_keys.items():
-                counters[_name("ingest", "tenant_refused", {"key_id": key_id})] += count
+            self._counters[_REQUESTS_IN] += len(answers)
+            for name, count in counted.items():
+                if count or not name.labels:
+                    self._counters[name] += count
 
     def committed(self, *, entries: int, rows: int) -> None:
         """The spool has `entries` more, with `rows` rows of usage and quarantine."""
@@ -305,6 +287,7 @@ class Attempt:
         self._telemetry = telemetry
         self.entries = entries
         self.tables: list[tuple[str, pa.Table]] = []
+        self._moments: list[pa.ChunkedArray] = []
 
     def __enter__(self) -> "Attempt":
         return self
@@ -317,15 +300,16 @@ class Attempt:
     ) -> None:
         self._telemetry._settle_attempt(self, error)
 
-    def add(self, table: str, rows: pa.Table) -> pa.Table:
-        """These rows go into `table`; returns them."""
+    def add(self, table: str, rows: pa.Table, *, admitted_at: str = "ingested_at") -> pa.Table:
+        """These rows, with a column of when they were admitted, go into `table`; returns them."""
         self.tables.append((table, rows))
+        self._moments.append(rows[admitted_at])
         return rows
 
     def moments(self) -> Iterable[tuple[int, int]]:
         """(time of admission in ms, number of rows); an entry has one time, so there are few."""
-        for _, rows in self.tables:
-            runs = pc.run_end_encode(rows["ingested_at"].combine_chunks().cast(pa.int64()))
+        for column in self._moments:
+            runs = pc.run_end_encode(column.combine_chunks().cast(pa.int64()))
             before = 0
             for at_ms, end in zip(runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True):
                 yield at_ms, end - before
@@ -377,10 +361,25 @@ def _name(stage: str, name: str, labels: dict[str, str]) -> Name:
     return Name(stage, name, tuple(sorted(labels.items())))
 
 
+def _refused(reason: str) -> Name:
+    return _name("ingest", "refused", {"reason": reason})
+
+
 _REQUESTS_IN: Final = Name("ingest", "requests_in")
 _REQUESTS_OUT: Final = Name("ingest", "requests_out")
-_ITEMS_IN: Final = Name("ingest", "in")
-_ITEMS_OUT: Final = Name("ingest", "out")
+_BEFORE: Final = (("reason", "corrected_before"),)
+_COUNTED: Final[tuple[tuple[Name, Callable[[Outcome], int]], ...]] = (
+    (Name("ingest", "in"), lambda outcome: outcome.uses),
+    (Name("ingest", "out"), lambda outcome: outcome.accepted),
+    # Why an item went no further; quarantine has reasons of its own.
+    (_refused("duplicate"), lambda outcome: outcome.duplicates),
+    (_refused("unchanged"), lambda outcome: outcome.unchanged),
+    (_refused("ignored"), lambda outcome: outcome.ignored),
+    (_refused("rejected"), lambda outcome: len(outcome.rejected)),
+    (Name("ingest", "corrections_in"), lambda one: one.corrected + one.corrected_before),
+    (Name("ingest", "corrections_out"), lambda outcome: outcome.corrected),
+    (Name("ingest", "corrections_refused", _BEFORE), lambda outcome: outcome.corrected_before),
+)
 _SPOOL_IN: Final = Name("spool", "in")
 _BATCHES: Final = Name("writer", "batches")
 _FAILURES: Final = Name("writer", "failures")

@@ -127,12 +127,21 @@ class Writer:
         batch_id = UUID(batch.token).bytes
         events = [entry.payload for entry in batch.entries if entry.key == rows.EVENTS_KEY]
         aside = [entry.payload for entry in batch.entries if entry.key == rows.QUARANTINE_KEY]
+        taken_back = [entry.payload for entry in batch.entries if entry.key == rows.CORRECTIONS_KEY]
         if events:
             table = attempt.add(tables.EVENTS, rows.to_events(events, batch_id))
             self._store.insert(tables.EVENTS, table, token=batch.token)
         if aside:
             table = attempt.add(tables.QUARANTINE, rows.to_quarantine(aside, batch_id))
             self._store.insert(tables.QUARANTINE, table, token=batch.token)
+        if taken_back:
+            # After the events: what counts instead is there before its correction names it.
+            table = attempt.add(
+                tables.EVENT_CORRECTIONS,
+                rows.to_corrections(taken_back, batch_id),
+                admitted_at="corrected_at",
+            )
+            self._store.insert(tables.EVENT_CORRECTIONS, table, token=batch.token)
 
     def _run(self) -> None:
         backoff = 0.0

@@ -19,9 +19,11 @@ from otel_metering.clock import ManualClock
 from otel_metering.contract.event import Admission, UsageEvent
 from otel_metering.contract.meter import Aggregation, MeterDefinition, Meters
 from query_api.app import create_app
-from query_api.services import Services
+from query_api.services import Corrector, Services
+from receiver.identity import explicit_id, replacement_id
 from receiver.store import tables
 from receiver.store.client import Store
+from receiver.store.corrections import Correction
 from receiver.store.keys import ApiKeys, Principal, Scope
 from receiver.store.meters import ApiMeters
 from receiver.store.migrate import migrate
@@ -42,6 +44,11 @@ class Ledger:
 
     seen: set[str] = field(default_factory=set)
     events: list[UsageEvent] = field(default_factory=list)
+    corrections: list[Correction] = field(default_factory=list)
+
+    def correct(self, correction: Correction, principal: Principal) -> bool:
+        self.corrections.append(correction)
+        return True
 
     def submit(self, events: Sequence[UsageEvent], principal: Principal) -> Admission:
         fresh = duplicates = 0
@@ -140,10 +147,16 @@ def running_api(path: Path, **options: Any) -> Iterator[Api]:
         metrics=lambda: METRICS,
         file_meters=lambda: METERS,
         made_meters=ApiMeters(store, clock),
+        corrector=Corrector(
+            identify=lambda *names: UUID(bytes=explicit_id(*names)),
+            submit=ledger.correct,
+            replacement_of=lambda event_id: UUID(bytes=replacement_id(event_id.bytes)),
+            settled=lambda: lambda: True,
+        ),
     )
     app = create_app(services, **options)
     try:
-        with _served(app) as url:
+        with served(app) as url:
             api = Api(
                 app=app,
                 url=url,
@@ -160,7 +173,7 @@ def running_api(path: Path, **options: Any) -> Iterator[Api]:
 
 
 @contextmanager
-def _served(app: FastAPI) -> Iterator[str]:
+def served(app: FastAPI) -> Iterator[str]:
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none", lifespan="off"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -13,9 +13,9 @@ from pydantic import BaseModel
 
 from otel_metering.errors import UnavailableError
 from query_api.aggregates_schemas import AggregatesAnswer
+from query_api.event_schemas import EventsAnswer
 from query_api.schemas import (
     AdmissionAnswer,
-    EventsAnswer,
     HealthAnswer,
     MetersAnswer,
 )
@@ -23,6 +23,7 @@ from receiver.store.keys import Scope
 from tests.integration.api_harness import METRICS, Api, running_api
 
 EVENT = {"tenant_id": "tenant_a", "meter": "api.calls"}
+VOID = {"reason": "wrong", "tenant_id": "tenant_a"}
 NEW_KEY = {"name": "new", "scopes": ["query"], "tenant_id": "tenant_a"}
 NEW_TOKEN = {"tenant_id": "tenant_a", "ttl_seconds": 60}
 CLOUD_EVENT = {
@@ -38,6 +39,17 @@ METER, SUBJECT, FEATURE = "{meter_id_or_slug}", "{subject_id_or_key}", "{feature
 ROUTES: list[tuple[str, str, dict[str, Any], Scope, int]] = [
     ("POST", "/v1/meter/events", {"json": EVENT}, Scope.INGEST, 202),
     ("GET", "/v1/meter/events", {"params": {"tenant_id": "tenant_a"}}, Scope.QUERY, 403),
+    ("GET", "/v1/meter/events/export", {"params": {"tenant_id": "tenant_a"}}, Scope.QUERY, 403),
+    ("GET", "/v1/meter/events/{event_id}", {"params": {**EVENT}}, Scope.QUERY, 404),
+    ("POST", "/v1/meter/events/{event_id}/void", {"json": VOID}, Scope.ADMIN, 404),
+    (
+        "POST",
+        "/v1/meter/events/{event_id}/correct",
+        {"json": {**VOID, "quantity": "1"}},
+        Scope.ADMIN,
+        404,
+    ),
+    ("GET", "/v1/meter/corrections", {"params": {"tenant_id": "tenant_a"}}, Scope.QUERY, 403),
     ("GET", "/v1/meter/aggregates", {"params": {**EVENT}}, Scope.QUERY, 403),
     ("GET", "/v1/meter/meters", {"params": {"tenant_id": "tenant_a"}}, Scope.QUERY, 403),
     ("POST", "/v1/meter/keys", {"json": NEW_KEY}, Scope.ADMIN, 403),

@@ -193,6 +193,7 @@ def test_an_event_is_shown_as_it_was_stored(api: Api, reader: httpx.Client) -> N
         "data": [
             {
                 "event_id": "mine",
+                "uuid": str(uuid),
                 "tenant_id": "tenant_s",
                 "meter": "api.calls",
                 "quantity": "12345678901234567890.1",
@@ -205,6 +206,8 @@ def test_an_event_is_shown_as_it_was_stored(api: Api, reader: httpx.Client) -> N
                 "trace_id": "0af7651916cd43dd8448eb211c80319c",
                 "span_id": "b7ad6b7169203331",
                 "ingested_at": "2026-02-01T00:00:00.25Z",
+                "status": "counted",
+                "correction": None,
             }
         ],
         "next_cursor": None,

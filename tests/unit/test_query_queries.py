@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from otel_metering.contract.meter import Aggregation, MeterDefinition
 from otel_metering.errors import InvalidUsageError
-from query_api import queries
+from query_api import event_queries, queries
 from query_api.aggregates import Order, Page, Question, Row, finish, mean, page
+from query_api.event_queries import CorrectionsRequest, EventsRequest, Position, Shape
 from query_api.filters import Filter, Operator
 from query_api.periods import MAX_NS, Range
-from query_api.queries import AggregateRequest, EventsRequest, ReadFrom, Statement, check_dimensions
+from query_api.queries import AggregateRequest, ReadFrom, Statement, check_dimensions
 from query_api.windows import Window
 from query_api.zones import Zone
 
@@ -62,7 +63,7 @@ listings = st.builds(
     tenant_id=st.sampled_from([None, MARK]),
     meter=st.sampled_from([None, MARK]),
     event_id=st.sampled_from([None, MARK]),
-    filters=st.sampled_from([{}, {MARK: [MARK]}]),
+    filters=st.sampled_from([(), (Filter(name=MARK, values=(MARK,), operator=Operator.PREFIX),)]),
     after=st.sampled_from([None, (5, MARK)]),
 )
 
@@ -96,7 +97,34 @@ def test_every_value_of_an_aggregation_is_bound(
 
 @given(listings)
 def test_every_value_of_a_listing_is_bound(request: EventsRequest) -> None:
-    check(queries.events(request))
+    check(event_queries.events(request))
+
+
+@given(listings, st.sampled_from(Shape), st.booleans())
+def test_every_value_of_an_export_is_bound(
+    request: EventsRequest, shape: Shape, is_first: bool
+) -> None:
+    last = Position(tenant_id=MARK, meter=MARK, timestamp_ns=5, event_id=MARK)
+
+    check(event_queries.export(request, shape, None if is_first else last))
+
+
+@pytest.mark.parametrize("owner", [None, MARK])
+def test_every_value_of_a_search_for_one_event_is_bound(owner: str | None) -> None:
+    check(event_queries.owners(owner, owner, 5))
+    check(event_queries.stored_ids([MARK]))
+    check(event_queries.event_rows(owner, owner, [MARK]))
+    check(event_queries.correction_of(MARK, MARK, MARK))
+    check(
+        event_queries.corrections(
+            CorrectionsRequest(
+                range=Range(1, 2), limit=5, tenant_id=owner, meter=owner, after=(5, MARK)
+            )
+        )
+    )
+    check(
+        event_queries.one_event(Position(tenant_id=MARK, meter=MARK, timestamp_ns=5, event_id=MARK))
+    )
 
 
 @given(ranges, st.sampled_from([None, MARK]))
