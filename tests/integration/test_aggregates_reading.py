@@ -36,7 +36,7 @@ DAY = 86_400
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     with running_api(tmp_path_factory.mktemp("reading")) as running:
         # Nothing ends by itself while a test waits for its end.
-        limits = ReadLimits(seconds=300, rows=10**15)
+        limits = ReadLimits(seconds=60, rows=10**15)
         running.app.state.services = replace(running.app.state.services, limits=limits)
         # 200,000 events of 20 tenants over 60 days.
         running.store.execute(
