@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
@@ -231,3 +232,51 @@ def test_filled_windows_are_those_of_the_calendar(
         filled = Question(**{**vars(question), "end": end, "is_filled": True})
 
         assert ask(reader, meter, filled)["data"] == answer(events, filled)
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "Australia/Lord_Howe", "Asia/Kathmandu"])
+def test_a_year_is_cut_up_right_to_its_last_window(
+    api: Api, reader: httpx.Client, zone: str
+) -> None:
+    start = int(datetime.fromisoformat("2025-06-15T00:00:00Z").timestamp()) * SECOND
+    meter = f"year.{zone}"
+    # Every seven hours and eleven minutes: at any time of the day, and of the hour.
+    usage = [
+        {
+            "event_id": UUID(int=i + 1),
+            "tenant_id": "t",
+            "quantity": Decimal(i + 1),
+            "observations": 1,
+            "timestamp": start + i * 25_860 * SECOND,
+            "unique_key": "",
+            "dimensions": {},
+            "attributes": {},
+            "is_corrected": False,
+        }
+        for i in range(1_300)
+    ]
+    api.insert([{**event, "meter": meter} for event in usage])
+
+    for window in ("15m", "hour", "day", "week", "month"):
+        # 15 minutes of a year are fewer than the limit of windows.
+        asked = Question(start=start, end=start + 395 * DAY, window=window, zone=zone)
+        rows = pages(reader, meter, asked)
+
+        assert rows == answer(usage, asked), window
+
+
+def pages(reader: httpx.Client, meter: str, asked: Question) -> list[dict[str, Any]]:
+    parameters = {
+        "meter": meter,
+        "from": instant(asked.start),
+        "to": instant(asked.end),
+        "window": asked.window,
+        "timezone": asked.zone,
+    }
+    answer = reader.get("/v1/meter/aggregates", params=parameters).json()
+    rows: list[dict[str, Any]] = answer["data"]
+    while answer["next_cursor"]:
+        more = {**parameters, "cursor": answer["next_cursor"]}
+        answer = reader.get("/v1/meter/aggregates", params=more).json()
+        rows += answer["data"]
+    return rows
