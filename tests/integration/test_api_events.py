@@ -289,7 +289,7 @@ def test_filters_and_edges_choose_events(api: Api, reader: httpx.Client) -> None
         ({"cursor": "x"}, "not one of ours"),
         ({"cursor": "W10"}, "not one of ours"),
         ({"tenant": "a"}, "'tenant' is unknown"),
-        ({f"filter[{i}]": "x" for i in range(17)}, "17 names"),
+        ({f"filter[{i}]": "x" for i in range(17)}, "17 filters"),
     ],
 )
 def test_a_listing_that_cannot_be_made_says_why(
