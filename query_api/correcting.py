@@ -13,6 +13,7 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
 from otel_metering.errors import InvalidUsageError, UnavailableError
+from query_api.audit import audit
 from query_api.event_schemas import Correct, Void
 from query_api.intake import parse_attribute, parse_quantity
 from query_api.locating import POLL_SECONDS, WAIT_SECONDS, Found, Locator, Made, Reference
@@ -81,6 +82,7 @@ class Corrections:
     """What one request does to an event."""
 
     def __init__(self, request: Request, services: Services, principal: Principal) -> None:
+        self._services = services
         self._locator = Locator(request, services)
         self._clock = services.clock
         self._principal = principal
@@ -147,6 +149,17 @@ class Corrections:
             "correct that one"
         )
 
+    def _record(self, correction: Correction) -> None:
+        """Say in the audit log what is about to be done."""
+        audit(
+            self._services,
+            self._principal,
+            action=f"event.{correction.action}",
+            target=str(correction.event.event_id),
+            tenant_id=correction.event.tenant_id,
+            details={"meter": correction.event.meter, "reason": correction.reason},
+        )
+
     async def _submit(self, event: EventRow, reason: str, change: Change | None) -> Made | None:
         """Make it; None: somebody was faster."""
         corrector = self._locator.corrector
@@ -157,6 +170,7 @@ class Corrections:
             key_id=self._principal.key_id,
             corrected_at_ms=self._clock.now_ns() // _MS_NS,
         )
+        await run_in_threadpool(self._record, correction)
         if not await run_in_threadpool(corrector.submit, correction, self._principal):
             return None
         return Made(

@@ -10,6 +10,7 @@ from otel_metering.contract.event import check_name
 from otel_metering.contract.meter import Aggregation
 from otel_metering.errors import InvalidUsageError
 from query_api import openmeter_meters as view
+from query_api.audit import audit
 from query_api.auth import Operator, Reader
 from query_api.intake import is_storable
 from query_api.jsonpath import parse_path
@@ -102,6 +103,7 @@ def create_openmeter_meter(
         updated_at=now,
         **_changes(body),
     )
+    audit(services, principal, action="meter.create", target=slug, details=_said(meter))
     if not made.create(meter):
         raise ConflictError(f"there is a meter {slug!r} already; choose another slug, or delete it")
     return view.shown(meter)
@@ -123,6 +125,7 @@ def update_openmeter_meter(
     made = made_meters(services)
     meter = _changeable(services, meter_id_or_slug)
     changed = replace(meter, updated_at=made.now(), **_changes(body))
+    audit(services, principal, action="meter.update", target=meter.slug, details=_said(changed))
     made.replace(changed)
     return view.shown(changed)
 
@@ -138,8 +141,19 @@ def delete_openmeter_meter(
 ) -> None:
     """Delete a meter. Its usage stays, and GET /v1/meter/aggregates still reads it."""
     meter = _changeable(services, meter_id_or_slug)
+    audit(services, principal, action="meter.delete", target=meter.slug)
     if not made_meters(services).delete(meter.slug):
         raise NotFoundError(f"meter {meter.slug!r} was deleted meanwhile")
+
+
+def _said(meter: ApiMeter) -> dict[str, object]:
+    """What the audit log says of a definition."""
+    return {
+        "aggregation": str(meter.aggregation),
+        "event_type": meter.event_type,
+        "value_property": meter.value_property or None,
+        "group_by": dict(meter.group_by) or None,
+    }
 
 
 def _changeable(services: Services, id_or_slug: str) -> ApiMeter:
