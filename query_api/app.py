@@ -8,7 +8,18 @@ from fastapi.routing import APIRoute
 
 from query_api import problems
 from query_api.body import BodyLimit
-from query_api.routes import aggregates, events, health, keys, meters, metrics, quarantine
+from query_api.routes import (
+    aggregates,
+    events,
+    health,
+    keys,
+    meters,
+    metrics,
+    quarantine,
+    quotas,
+    reservations,
+    validate,
+)
 from query_api.schemas import Problem
 from query_api.services import Services
 
@@ -37,7 +48,8 @@ def create_app(services: Services) -> FastAPI:
     app.state.services = services
     app.add_middleware(BodyLimit)
     problems.install(app)
-    for resource in (events, aggregates, meters, quarantine, keys, health, metrics):
+    resources = (events, aggregates, meters, quotas, validate, reservations, quarantine, keys)
+    for resource in (*resources, health, metrics):
         app.include_router(resource.router)
     app.add_api_route("/", _to_docs, include_in_schema=False)
     _document_problems(app)

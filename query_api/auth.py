@@ -1,7 +1,7 @@
 """Who is asking, what they may do, and whose usage they may touch.
 
-A route names what it needs by the type of its `principal`: `Ingester`, `Reader`, `Administrator` or
-`Operator`.
+A route names what it needs by the type of its `principal`: `Ingester`, `Reader`, `Validator`,
+`Administrator` or `Operator`.
 Checking a key reads memory only, so all of this runs on the event loop.
 """
 
@@ -70,6 +70,7 @@ async def _operator(
 
 Ingester = Annotated[Principal, Depends(_requires(Scope.INGEST))]
 Reader = Annotated[Principal, Depends(_requires(Scope.QUERY))]
+Validator = Annotated[Principal, Depends(_requires(Scope.VALIDATE))]
 Administrator = Annotated[Principal, Depends(_requires(Scope.ADMIN))]
 Operator = Annotated[Principal, Depends(_operator)]
 """An administrator of all tenants."""

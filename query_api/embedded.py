@@ -23,13 +23,16 @@ from otel_metering.contract.meter import Signal
 from otel_metering.errors import ConfigurationError, MeteringError, UnavailableError
 from query_api import config
 from query_api.app import create_app
+from query_api.quota_state import QuotaSettings, QuotaState
 from query_api.services import Fate, Held, Resubmitted, Services
+from query_api.tally import Source
 from receiver.admit import Outcome
 from receiver.app import Receiver
 from receiver.config import Settings
 from receiver.exposition import exposition
 from receiver.http_connection import KEEP_ALIVE_SECONDS, bounded_connection
 from receiver.ingest import Work
+from receiver.pending import standstill
 from receiver.replay import rehearse, replay
 from receiver.store.client import ReadLimits
 from receiver.store.keys import Principal, Scope
@@ -89,7 +92,9 @@ async def serve(
     loop.add_signal_handler(signal.SIGHUP, receiver.meters_file.reload)
     await asyncio.to_thread(receiver.start)
     servers: list[_Server] = []
+    quotas = open_quotas(receiver, settings, api_settings, clock)
     try:
+        await asyncio.to_thread(quotas.start)
         admin_key = await asyncio.to_thread(ensure_admin_key, receiver, settings)
         tls = receiver.tls
         otlp_http = _Server(
@@ -101,7 +106,7 @@ async def serve(
             tls=None if tls is None else tls.context(asks_clients=True),
         )
         api = _Server(
-            create_app(services(receiver, clock, api_settings)),
+            create_app(services(receiver, quotas, clock, api_settings)),
             api_settings.api_host,
             api_settings.api_port,
             "the query API",
@@ -127,6 +132,8 @@ async def serve(
         await asyncio.gather(
             receiver.grpc.stop(STOP_GRACE_SECONDS), *(server.stop() for server in servers)
         )
+        await quotas.aclose()
+        await asyncio.to_thread(quotas.stop)
         is_drained = await asyncio.to_thread(receiver.stop)
     return is_drained
 
@@ -160,7 +167,39 @@ def ensure_admin_key(receiver: Receiver, settings: Settings) -> str | None:
     return text if given is None else None
 
 
-def services(receiver: Receiver, clock: Clock, settings: config.Settings) -> Services:
+def open_quotas(
+    receiver: Receiver, settings: Settings, api_settings: config.Settings, clock: Clock
+) -> QuotaState:
+    """Quotas that count what this receiver admits; they are not started.
+
+    Raises:
+        ConfigurationError: The journal of reservations cannot be used.
+    """
+
+    def add(name: str, count: int, **labels: str) -> None:
+        receiver.telemetry.add("quota", name, count, **labels)
+
+    quotas = QuotaState(
+        QuotaSettings.of(api_settings, settings.data_dir),
+        store=receiver.store,
+        meters=lambda: receiver.meters,
+        source=Source(
+            name=receiver.spool.mark.spool_id,
+            store=receiver.store,
+            at_rest=lambda timeout: standstill(receiver.spool, receiver.writer, timeout),
+            meters=lambda: receiver.meters,
+        ),
+        clock=clock,
+        add=add,
+    )
+    receiver.ingest.tell(quotas.tally.admitted)
+    quotas.tally.begin(receiver.spool.mark.appended)
+    return quotas
+
+
+def services(
+    receiver: Receiver, quotas: QuotaState, clock: Clock, settings: config.Settings
+) -> Services:
     """What the query API needs of a receiver in the same process."""
 
     def submit(events: Sequence[UsageEvent], principal: Principal) -> Admission:
@@ -202,6 +241,7 @@ def services(receiver: Receiver, clock: Clock, settings: config.Settings) -> Ser
         keys=receiver.keys,
         clock=clock,
         meters=lambda: receiver.meters,
+        quotas=quotas,
         submit=submit,
         metrics=lambda: exposition(receiver.telemetry.read()),
         is_metrics_public=settings.metrics_public,

@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from otel_metering.clock import Clock
 from otel_metering.contract.event import Admission, UsageEvent
 from otel_metering.contract.meter import Meters, Signal
+from query_api.quota_state import QuotaState
 from receiver.store.client import ReadLimits, Store
 from receiver.store.keys import ApiKeys, Principal
 
@@ -76,6 +77,7 @@ class Services:
         keys: Who may ask.
         clock: The present.
         meters: The definitions in force.
+        quotas: How much may be used.
         submit: Admits events; blocks until all that it accepts is durable. It rejects single events
             by index, and raises UnavailableError if nothing may be accepted now.
         metrics: The numbers of the receiver in this process, in the text format of Prometheus; None:
@@ -90,6 +92,7 @@ class Services:
     keys: ApiKeys
     clock: Clock
     meters: Callable[[], Meters]
+    quotas: QuotaState
     submit: Callable[[Sequence[UsageEvent], Principal], Admission]
     checks: Mapping[str, Callable[[], str]]
     metrics: Callable[[], str] | None = None

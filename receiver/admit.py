@@ -91,6 +91,7 @@ class Admitted:
         row_count: Rows of usage and quarantine in `entries`.
         ids: To remember as seen once the transaction is on disk.
         outcomes: One for each request, in the order they were added.
+        counted: The usage in `entries`, as it was encoded.
     """
 
     entries: list[tuple[str, bytes]]
@@ -98,6 +99,7 @@ class Admitted:
     row_count: int
     ids: Ids
     outcomes: list[Outcome]
+    counted: list[EventColumns]
 
 
 @dataclass(slots=True)
@@ -206,6 +208,7 @@ class MicroBatch:
             row_count=sum(map(len, [*increases, *point_events, *single_events])) + len(aside),
             ids=ids,
             outcomes=[request.outcome for request in self._requests],
+            counted=[*increases, *point_events, *single_events],
         )
 
     def _increases(

@@ -28,6 +28,7 @@ from receiver.fair_queue import FairQueue
 from receiver.identity import ID_BYTES
 from receiver.metering import Metering
 from receiver.rate_limit import RateLimit
+from receiver.rows import EventColumns
 from receiver.seen import SeenIds
 from receiver.telemetry import Telemetry
 from receiver.usage import Sender
@@ -45,6 +46,9 @@ _log = logging.getLogger(__name__)
 
 Answer = Outcome | Exception
 """What a request is answered with."""
+
+OnAdmitted = Callable[[int, Sequence[EventColumns]], None]
+"""Told the number of the last entry in the spool, and the usage in the entries since the call before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +125,7 @@ class Ingest:
         self._limits = limits
         self._pace = pace
         self._on_commit = on_commit
+        self._on_admitted: OnAdmitted | None = None
         self._queue: FairQueue[_Waiting] = FairQueue(limits.max_queue_bytes)
         self._rate_limit = RateLimit(limits.max_key_bytes_per_second, clock)
         # Entries are numbered as they are put, also by the writer; those from before a restart come first.
@@ -144,6 +149,10 @@ class Ingest:
     def start(self) -> None:
         """Begin to work."""
         self._thread.start()
+
+    def tell(self, on_admitted: OnAdmitted) -> None:
+        """From the next commit on tell what was admitted, before it is acknowledged; it should not wait."""
+        self._on_admitted = on_admitted
 
     def replace_metering(self, metering: Metering) -> None:
         """Decide by `metering` from the next micro-batch on. Any thread may call it."""
@@ -273,6 +282,11 @@ class Ingest:
             raise
         self._telemetry.committed(entries=len(admitted.entries), rows=admitted.row_count)
         self._on_commit()
+        if self._on_admitted is not None:
+            try:
+                self._on_admitted(self._spool.mark.appended, admitted.counted)
+            except Exception as error:  # noqa: BLE001 - what is durable is acknowledged, whoever counts it
+                _log.error("Usage was not counted", exc_info=error, extra={"event": "count_failed"})
 
 
 def _add(micro_batch: MicroBatch, waiting: _Waiting) -> bool:

@@ -10,6 +10,7 @@ API_KEYS: Final = "metering.api_keys"
 PIPELINE_STATS: Final = "metering.pipeline_stats"
 QUARANTINE_RESOLVED: Final = "metering.quarantine_resolved"
 EVENT_CORRECTIONS: Final = "metering.event_corrections"
+QUOTAS: Final = "metering.quotas"
 MIGRATIONS: Final = "metering.migrations"
 
 USAGE_MINUTE: Final = "metering.usage_minute"
