@@ -54,7 +54,7 @@ local function finish(id, state)
   for _, scope in ipairs(cjson.decode(r[2])) do shift(scope, left, -1) end
   redis.call('HSET', key, 'left', '0:0:0', 'state', state)
   redis.call('ZREM', P .. 'x', id)
-  redis.call('PEXPIREAT', key, integer(tonumber(r[3]) + KEPT))
+  redis.call('PEXPIRE', key, integer(tonumber(r[3]) + KEPT - now))
 end
 local function purge()
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'x', '-inf', integer(now), 'LIMIT', 0, 1000)) do
@@ -76,7 +76,7 @@ local function make(id, state, quantity, left, dimensions, lease, expires, scope
     for _, scope in ipairs(cjson.decode(scopes)) do shift(scope, units, 1) end
     redis.call('ZADD', P .. 'x', integer(expires + GRACE), id)
   else
-    redis.call('PEXPIREAT', key, integer(expires + KEPT))
+    redis.call('PEXPIRE', key, integer(expires + KEPT - now))
   end
 end
 local function close(id, state)

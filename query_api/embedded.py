@@ -25,7 +25,7 @@ from query_api import config
 from query_api.app import create_app
 from query_api.quota_state import QuotaSettings, QuotaState
 from query_api.services import Fate, Held, Resubmitted, Services
-from query_api.tally import Source
+from query_api.usage_source import Source
 from receiver.admit import Outcome
 from receiver.app import Receiver
 from receiver.config import Settings

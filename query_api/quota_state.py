@@ -14,7 +14,8 @@ from query_api.counters_redis import RedisCounters
 from query_api.gate import Gate, Outage, Policy
 from query_api.journal import Journal
 from query_api.keeper import Keeper, Pace
-from query_api.tally import Source, Tally
+from query_api.tally import Tally
+from query_api.usage_source import Source
 from receiver.store.client import Store
 from receiver.store.quotas import Quotas
 

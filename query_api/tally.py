@@ -14,30 +14,22 @@ import queue
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, Protocol
-
-import pyarrow as pa
+from typing import Final
 
 from otel_metering.clock import Clock
-from otel_metering.contract.meter import Meters
 from otel_metering.errors import UnavailableError
 from query_api.counters import Active, Adjust, Check, Count, Counters, Drop, Hold, Put, Reservation
+from query_api.feed import Add, Commit, Feed
 from query_api.quota_usage import Events, TagUsage, pending_total, stored_total, usage_of
 from query_api.quotas import Book, Counter, Tag
-from receiver.store.client import ReadLimits, Store
-
-MAX_WAITING: Final = 10_000
-"""Counts that wait for Redis; beyond it all counters are loaded again."""
-
-MAX_APPLIED_TOGETHER: Final = 100
-"""Counts that are sent together."""
+from query_api.usage_source import Source
+from receiver.store.client import ReadLimits
 
 MAX_LOADED_TOGETHER: Final = 100
 """Counters that are loaded while the writer rests once: some tenths of a second."""
 
-RETRY_SECONDS: Final = 0.2
 KEPT_AFTER_NS: Final = 60 * 10**9
 """How long the counter of a period that has ended is kept, for checks that are under way."""
 
@@ -45,42 +37,6 @@ _MS_NS: Final = 1_000_000
 _TICK_SECONDS: Final = 0.5
 
 _log = logging.getLogger(__name__)
-
-
-class Pending(Protocol):
-    """What waits for the database, up to the entry of this number."""
-
-    @property
-    def number(self) -> int:
-        """Of the last entry."""
-        ...
-
-    @property
-    def events(self) -> pa.Table | None:
-        """Rows of `metering.events`; None: there are none."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """Where usage is.
-
-    Attributes:
-        name: Of the spool: the numbers are its.
-        store: The database.
-        at_rest: While it is entered, the database and what it yields together have each event once;
-            takes the seconds that it may wait. Raises UnavailableError.
-        meters: The definitions in force.
-    """
-
-    name: str
-    store: Store
-    at_rest: Callable[[float], AbstractContextManager[Pending]]
-    meters: Callable[[], Meters]
-
-
-_Usage = tuple[int, dict[Tag, TagUsage]]
-"""(number, usage) of one commit."""
 
 
 @dataclass(slots=True)
@@ -98,9 +54,6 @@ class _Loaded:
 
 Loading = Future[UnavailableError | None]
 """Done when a counter is loaded, or with the reason why it is not."""
-
-Add = Callable[[str, int], None]
-"""Counts something of this name."""
 
 
 class Tally:
@@ -137,7 +90,6 @@ class Tally:
         self._on_settled = on_settled
         self._add = add
         self._load_seconds = load_seconds
-        self._is_inline = is_inline
         # Held while counts are applied, and while a load becomes valid.
         self._lock = threading.Lock()
         self._applied = threading.Condition(self._lock)
@@ -151,16 +103,10 @@ class Tally:
         self._fault_number = -1
         self._generation = 0
         self._is_paused = False
-        # Usage by its number; an event is set when everything before it was applied.
-        self._counts: queue.Queue[_Usage | threading.Event | None] = queue.Queue(MAX_WAITING)
         self._wanted: queue.Queue[Counter | None] = queue.Queue()
-        self._is_behind = False
         self._stopping = threading.Event()
-        self._threads = [threading.Thread(target=self._load_often, name="quota-load", daemon=True)]
-        if not is_inline:
-            self._threads.append(
-                threading.Thread(target=self._feed, name="quota-feed", daemon=True)
-            )
+        self._loader = threading.Thread(target=self._load_often, name="quota-load", daemon=True)
+        self._feed = None if is_inline else Feed(self._apply, add)
 
     @property
     def loaded(self) -> list[Counter]:
@@ -170,32 +116,32 @@ class Tally:
     @property
     def is_behind(self) -> bool:
         """Whether counts cannot be applied at the moment."""
-        return self._is_behind
+        return self._feed is not None and self._feed.is_behind
 
     def start(self) -> None:
         """Start the threads."""
-        for thread in self._threads:
-            thread.start()
+        self._loader.start()
+        if self._feed is not None:
+            self._feed.start()
 
     def stop(self) -> None:
         """Apply what is queued if that is possible at once, and end."""
         self._stopping.set()
         self._wanted.put(None)
-        if not self._is_inline:
-            self._counts.put(None)
-        for thread in self._threads:
-            if thread.ident is not None:
-                thread.join()
+        if self._feed is not None:
+            self._feed.stop()
+        if self._loader.ident is not None:
+            self._loader.join()
 
     def admitted(self, number: int, parts: Sequence[Events]) -> None:
         """Count usage: what `Ingest` calls after each commit. Raises nothing; without quotas costs nothing."""
         try:
             book = self._book()
             usage = {} if book.is_empty else usage_of(parts, book)
-            if self._is_inline:
+            if self._feed is None:
                 self._apply([(number, usage)])
             else:
-                self._counts.put_nowait((number, usage))
+                self._feed.put((number, usage))
         except Exception as error:  # noqa: BLE001 - usage is durable, whatever happens here
             _log.error("Usage was not counted", exc_info=error, extra={"event": "count_failed"})
             self._add("count_failures", 1)
@@ -226,7 +172,7 @@ class Tally:
         with self._lock:
             self._fault_number = max(self._fault_number, number)
             self._loaded.clear()
-            if self._is_inline:
+            if self._feed is None:
                 self._last_number = max(self._last_number, number)
                 self._applied.notify_all()
 
@@ -256,53 +202,9 @@ class Tally:
 
     def wait_applied(self, timeout: float) -> bool:
         """Wait until everything that was admitted before this call is applied."""
-        if self._is_inline:
-            return True
-        done = threading.Event()
-        try:
-            self._counts.put_nowait(done)
-        except queue.Full:
-            return False
-        return done.wait(timeout)
+        return self._feed is None or self._feed.wait(timeout)
 
-    # Feeding
-
-    def _feed(self) -> None:
-        while (item := self._counts.get()) is not None:
-            some, done = [], []
-            while item is not None:
-                if isinstance(item, threading.Event):
-                    done.append(item)
-                else:
-                    some.append(item)
-                if len(some) >= MAX_APPLIED_TOGETHER or self._counts.empty():
-                    break
-                item = self._counts.get()
-            if not self._apply_surely(some):
-                return
-            for one in done:
-                one.set()
-            if item is None:
-                return
-
-    def _apply_surely(self, some: Sequence["_Usage"]) -> bool:
-        """Apply until it is done, or False: the process ends. What was done, unknown to us, is not done twice."""
-        while True:
-            try:
-                self._apply(some)
-            except Exception as error:  # noqa: BLE001 - the top of a worker loop
-                if not self._is_behind:
-                    self._is_behind = True
-                    self._add("count_failures", 1)
-                    details = {"event": "counts_wait", "error": str(error)}
-                    _log.warning("Counts wait for Redis", extra=details)
-                if self._stopping.wait(RETRY_SECONDS):
-                    return False
-            else:
-                self._is_behind = False
-                return True
-
-    def _apply(self, some: Sequence["_Usage"]) -> None:
+    def _apply(self, some: Sequence[Commit]) -> None:
         settled: list[Reservation] = []
         with self._lock:
             counts = [

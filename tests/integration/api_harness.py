@@ -21,7 +21,7 @@ from otel_metering.contract.meter import Aggregation, MeterDefinition, Meters
 from query_api.app import create_app
 from query_api.quota_state import QuotaSettings, QuotaState
 from query_api.services import Services
-from query_api.tally import Source
+from query_api.usage_source import Source
 from receiver.pending import Pending
 from receiver.store import tables
 from receiver.store.client import Store
