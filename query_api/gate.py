@@ -104,11 +104,19 @@ class Status:
 
 
 class Outage:
-    """Whether counters can be had, and why not; set by the keeper and by whoever notices."""
+    """Whether counters can be had, and why not; set by the keeper and by whoever notices.
+
+    Attributes:
+        is_away: They cannot be reached.
+        is_recovering: They were lost, and not everybody has said yet what they held.
+        has_held: The journal has reservations that the counters do not know yet.
+        notice: Called by whoever could not reach them.
+    """
 
     def __init__(self) -> None:
         self.is_away = False
         self.is_recovering = False
+        self.has_held = False
         self.notice: Callable[[], None] = lambda: None
 
     def check(self) -> None:
@@ -230,6 +238,8 @@ class Gate:
             missing = [one for one in counters if not self._tally.is_loaded(one)]
             if missing:
                 await self._load(missing)
+                if not all(self._tally.is_loaded(one) for one in missing):
+                    continue  # it is loaded, and was forgotten again
             try:
                 checked = await self._counters.check_soon(check)
             except UnavailableError:
@@ -307,6 +317,7 @@ class Gate:
             scopes=asked.scopes,
         )
         self._journal.put([made])
+        self._outage.has_held = True
         return made
 
     def find(self, reservation_id: str, tenant_id: str | None, meter: str | None) -> Reservation:
@@ -329,6 +340,9 @@ class Gate:
             )
         found = self._counters.touch(Find(tags[0], reservation_id)) if tags else None
         if found is None:
+            self._outage.check()
+            if self._outage.has_held:
+                raise UnavailableError("reservations are being brought back; ask again in a second")
             raise NotFoundError(
                 f"there is no reservation {reservation_id[:128]!r}; one that has ended is forgotten after a day"
             )

@@ -121,6 +121,9 @@ class Keeper:
             self._look(self._counters)
         if self._outage.is_away:
             return
+        if self._outage.has_held:
+            self._outage.has_held = False
+            self._assert_reservations()
         self._close_ended()
         self._load_ahead()
 

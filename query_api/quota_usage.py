@@ -148,7 +148,7 @@ def _add_group(
             continue
         counter = rule.counter(last)
         if counter.span.has(first):
-            usage.amounts[counter.key] = _total(part, at, rule.aggregation)
+            usage.amounts[counter.key] += _total(part, at, rule.aggregation)
             continue
         for i, ns in zip(at.tolist(), times.tolist(), strict=True):
             usage.amounts[rule.counter(ns).key] += _amount(part, i, rule.aggregation)

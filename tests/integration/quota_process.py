@@ -1,6 +1,7 @@
 """The whole of quotas in one process: receiver, writer, database, gate, without the network."""
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ class Process:
     writer: Writer
     store: Store
     quotas: QuotaState
+    loop: asyncio.AbstractEventLoop
     told: list[tuple[str, int]] = field(default_factory=list)
 
     def put(self, limit: str, **how: object) -> QuotaDefinition:
@@ -58,7 +60,8 @@ class Process:
     def ask(self, quantity: str = "0", **how: object) -> Verdict:
         tag = str(how.pop("tenant", "t")), str(how.pop("meter", "api.calls"))
         question = Question(tag, to_nano(Decimal(quantity)), **how)  # type: ignore[arg-type]
-        return asyncio.run(self.quotas.gate.check(question))
+        done = asyncio.run_coroutine_threadsafe(self.quotas.gate.check(question), self.loop)
+        return done.result(60)
 
     def used(self, **how: object) -> Decimal:
         """What the gate says is used."""
@@ -125,11 +128,18 @@ def process(
         writer.start()
     ingest.start()
     quotas.start()
-    made = Process(ingest, writer, store, quotas, told)
+    loop = asyncio.new_event_loop()
+    runner = threading.Thread(target=loop.run_forever)
+    runner.start()
+    made = Process(ingest, writer, store, quotas, loop, told)
     try:
         yield made
     finally:
         ingest.stop()
+        asyncio.run_coroutine_threadsafe(quotas.aclose(), loop).result(20)
+        loop.call_soon_threadsafe(loop.stop)
+        runner.join()
+        loop.close()
         quotas.stop()
         writer.stop(10 if writes else 0)
         spool.close()

@@ -12,7 +12,7 @@ from otel_metering.contract import attributes as wire
 from otel_metering.contract.meter import Signal
 from otel_metering.contract.quota import Enforcement, Period
 from otel_metering.errors import UnavailableError
-from query_api.counters import Adjust, State
+from query_api.counters import Adjust, Reservation, State
 from query_api.gate import Policy
 from query_api.problems import ConflictError
 from query_api.quotas import Reason
@@ -111,8 +111,9 @@ def test_counts_of_points_and_of_measurements(start: Start) -> None:
         one.put("100")
         one.put("100", meter="requests")
         ready(one)
-        one.ask(), one.ask(meter="requests")
-        body = metrics_request([Point("t", 7), Point("t", 2**62)], name="api.calls")
+        one.ask()
+        one.ask(meter="requests")
+        body = metrics_request([Point("t", 7), Point("t", 2**62)])
         work = Work(sender=SENDER, signal=Signal.METRIC, body=body.SerializeToString())
         one.ingest.submit(work).result(20)
         one.send([event("5", meter="requests"), event("5", meter="requests")])
@@ -231,11 +232,18 @@ def test_what_settled_just_before_a_kill_is_not_held_again(tmp_path: Path) -> No
 
 def test_without_a_quota_everything_is_allowed_and_reservations_work(start: Start) -> None:
     with start() as one:
-        eventually(
-            lambda: one.ask("5", reservation_id="mine").reservation,
-            lambda held: held is not None and held.state is State.ACTIVE,
-        )
-        found = eventually(lambda: one.quotas.gate.find("mine", None, None), bool)
+        held = one.ask("5", reservation_id="mine").reservation
+        assert held is not None
+        assert held.state is State.ACTIVE
+
+        def find() -> Reservation | None:
+            try:
+                return one.quotas.gate.find("mine", None, None)
+            except UnavailableError:
+                return None
+
+        found = eventually(find, lambda found: found is not None)
+        assert found is not None
         assert one.quotas.gate.extend(found, 120_000).state is State.ACTIVE
         assert one.quotas.gate.end(found, State.RELEASED).state is State.RELEASED
 
