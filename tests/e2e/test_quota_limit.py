@@ -21,9 +21,11 @@ from tests.e2e.up import KEY, Up
 from tests.redis_server import redis_server
 from tests.waiting import eventually
 
-LIMIT = 40
+LIMIT = 100
 WORKERS = 64
-TTL_SECONDS = 2
+TTL_SECONDS = 12
+"""Longer than a restart, or a recovery: what was held before is held behind it."""
+
 QUOTA = {"tenant_id": "tenant_a", "meter": "seats", "limit": str(LIMIT), "period": "lifetime"}
 
 
@@ -65,12 +67,13 @@ while time.time() < float(until):
         continue
     # From when it was granted, at the latest now; its end as the service said it.
     say(what="granted", name=name, units=units, at=time.time(), until=answer[1]["expires_at"])
-    time.sleep(chosen.random() * 0.1)
+    # Some are held while what knows of them is killed.
+    time.sleep(chosen.random() * (0.2 if chosen.random() < 0.7 else 9))
     fate = chosen.random()
-    if fate < 0.85:
+    if fate < 0.94:
         say(what="ending", name=name, at=time.time())
         post(f"/v1/meter/reservations/{name}/release", {})
-    elif fate < 0.87:
+    elif fate < 0.96:
         say(what="committing", name=name, at=time.time())
         while not (done := post(f"/v1/meter/reservations/{name}/commit", {"quantity": "1"})) or done[0] == 503:
             time.sleep(0.05)
@@ -198,7 +201,7 @@ def test_a_hard_limit_is_neither_exceeded_nor_lost_whatever_is_killed(
         put_quota(up)
         eventually(lambda: check(up, 1), lambda answer: answer["reason"] == "ok")
         chosen = random.Random(11)
-        workers = start_workers(up, tmp_path, 26, WORKERS)
+        workers = start_workers(up, tmp_path, 30, WORKERS)
         break_things(up, redis_url, workers, chosen)
         for one in workers:
             one.wait(60)
@@ -213,7 +216,7 @@ def test_a_hard_limit_is_neither_exceeded_nor_lost_whatever_is_killed(
         rest = LIMIT - used
         eventually(
             lambda: check(up, rest, reserve=True, reservation_id="all", ttl_seconds=600),
-            lambda answer: answer["allowed"],
+            lambda answer: bool(answer["allowed"]),
             seconds=30,
         )
         assert not check(up, 1)["allowed"]

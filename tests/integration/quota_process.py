@@ -65,7 +65,7 @@ class Process:
 
     def used(self, **how: object) -> Decimal:
         """What the gate says is used."""
-        binding = self.ask(**how).decision.binding
+        binding = self.ask("0", **how).decision.binding
         assert binding is not None
         return Decimal(binding.used).scaleb(-9)
 

@@ -1,5 +1,6 @@
 """Keys, scopes and tenants on every route; problems, health and the document."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -22,6 +23,7 @@ from receiver.store.keys import Scope
 from tests.integration.api_harness import METRICS, Api, running_api
 
 EVENT = {"tenant_id": "tenant_a", "meter": "api.calls"}
+QUOTA = {**EVENT, "limit": "10", "period": "day"}
 NEW_KEY = {"name": "new", "scopes": ["query"], "tenant_id": "tenant_a"}
 # method, path, arguments, the scope it needs, and its answer if asked about another tenant
 ROUTES: list[tuple[str, str, dict[str, Any], Scope, int]] = [
@@ -29,6 +31,28 @@ ROUTES: list[tuple[str, str, dict[str, Any], Scope, int]] = [
     ("GET", "/v1/meter/events", {"params": {"tenant_id": "tenant_a"}}, Scope.QUERY, 403),
     ("GET", "/v1/meter/aggregates", {"params": {**EVENT}}, Scope.QUERY, 403),
     ("GET", "/v1/meter/meters", {"params": {"tenant_id": "tenant_a"}}, Scope.QUERY, 403),
+    ("PUT", "/v1/meter/quotas", {"json": QUOTA}, Scope.ADMIN, 403),
+    ("GET", "/v1/meter/quotas", {"params": {"tenant_id": "tenant_a"}}, Scope.QUERY, 403),
+    ("GET", "/v1/meter/quotas/status", {"params": {"tenant_id": "tenant_a"}}, Scope.QUERY, 403),
+    ("GET", "/v1/meter/quotas/{quota_id}", {}, Scope.QUERY, 404),
+    ("DELETE", "/v1/meter/quotas/{quota_id}", {}, Scope.ADMIN, 404),
+    ("POST", "/v1/meter/validate", {"json": EVENT}, Scope.VALIDATE, 403),
+    ("GET", "/v1/meter/reservations/{reservation_id}", {}, Scope.VALIDATE, 404),
+    (
+        "POST",
+        "/v1/meter/reservations/{reservation_id}/commit",
+        {"json": {"quantity": "1"}},
+        Scope.VALIDATE,
+        404,
+    ),
+    (
+        "POST",
+        "/v1/meter/reservations/{reservation_id}/extend",
+        {"json": {"ttl_seconds": 9}},
+        Scope.VALIDATE,
+        404,
+    ),
+    ("POST", "/v1/meter/reservations/{reservation_id}/release", {}, Scope.VALIDATE, 404),
     ("POST", "/v1/meter/keys", {"json": NEW_KEY}, Scope.ADMIN, 403),
     ("GET", "/v1/meter/keys", {}, Scope.ADMIN, 200),
     ("DELETE", "/v1/meter/keys/{key_id}", {}, Scope.ADMIN, 404),
@@ -48,7 +72,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
 
 
 def call(client: httpx.Client, method: str, path: str, arguments: dict[str, Any]) -> httpx.Response:
-    return client.request(method, path.replace("{key_id}", "0123456789ab"), **arguments)
+    return client.request(method, re.sub(r"\{\w+\}", "0123456789ab", path), **arguments)
 
 
 def test_the_table_of_this_test_has_every_route(api: Api) -> None:
@@ -71,7 +95,7 @@ def test_every_route_but_the_open_ones_refuses_without_a_key(api: Api) -> None:
     assert {path for _, path in routes} == OPEN | {path for _, path, *_ in ROUTES}
 
     statuses = {
-        (method, path): client.request(method, path.replace("{key_id}", "x")).status_code
+        (method, path): client.request(method, re.sub(r"\{\w+\}", "x", path)).status_code
         for method, path in routes
         if path not in OPEN
     }
