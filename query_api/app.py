@@ -27,7 +27,10 @@ from query_api.routes import (
     openmeter_query,
     openmeter_subjects,
     quarantine,
+    quotas,
+    reservations,
     tokens,
+    validate,
 )
 from query_api.services import Services
 
@@ -89,6 +92,9 @@ def _routes() -> "_Api":
         events,
         aggregates,
         meters,
+        quotas,
+        validate,
+        reservations,
         quarantine,
         keys,
         tokens,

@@ -1,7 +1,7 @@
 """Who is asking, what they may do, and whose usage they may touch.
 
-A route names what it needs by the type of its `principal`: `Ingester`, `Reader`, `Administrator` or
-`Operator`.
+A route names what it needs by the type of its `principal`: `Ingester`, `Reader`, `Validator`,
+`Administrator` or `Operator`.
 Checking a key reads memory only, so all of this runs on the event loop.
 
 Read tokens may be restricted to meters. No route has to remember that: a `Reader` that is restricted comes
@@ -122,6 +122,7 @@ Ingester = Annotated[Principal, Depends(_requires(Scope.INGEST))]
 Reader = Annotated[Principal, Depends(_reader)]
 MeterFilteringReader = Annotated[Principal, Depends(_requires(Scope.QUERY))]
 """A reader that may be restricted to `principal.meters`; the route leaves all others out."""
+Validator = Annotated[Principal, Depends(_requires(Scope.VALIDATE))]
 Administrator = Annotated[Principal, Depends(_requires(Scope.ADMIN))]
 Operator = Annotated[Principal, Depends(_operator)]
 """An administrator of all tenants."""

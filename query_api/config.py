@@ -1,8 +1,8 @@
 """Settings of the query API: `METERING_*`, read once."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -40,3 +40,29 @@ class Settings(BaseSettings):
     def cors_origins(self) -> list[str]:
         """Allowed origins."""
         return [part.strip() for part in self.api_cors_allowed_origins.split(",") if part.strip()]
+
+    redis_url: SecretStr | None = Field(
+        None,
+        description="redis://, rediss:// or unix://: quotas are counted there, for several processes. Its "
+        "maxmemory-policy must be noeviction. Unset: in this process.",
+    )
+    quota_hard_unavailable: Literal["open", "closed"] = Field(
+        "closed", description="What hard quotas answer when they cannot be counted: open allows."
+    )
+    quota_soft_unavailable: Literal["open", "closed"] = Field(
+        "open", description="What soft quotas answer when they cannot be counted."
+    )
+    quota_load_seconds: float = Field(
+        5.0,
+        gt=0,
+        description="How long a check may wait for a counter that is read from the database.",
+    )
+    quota_reconcile_seconds: float = Field(
+        60.0, gt=0, description="Time between comparisons of the counters with the database."
+    )
+    quota_recovery_seconds: float = Field(
+        3.0,
+        ge=0,
+        description="How long hard quotas refuse after Redis lost its data, so that every process can "
+        "bring back its reservations; above two seconds if there are several processes.",
+    )

@@ -20,12 +20,14 @@ import uvicorn
 
 from otel_metering.clock import Clock
 from otel_metering.contract.event import Admission, UsageEvent
-from otel_metering.contract.meter import Signal
+from otel_metering.contract.meter import Meters, Signal
 from otel_metering.errors import ConfigurationError, MeteringError, UnavailableError
 from otel_metering.spool import Spool
 from query_api import config
 from query_api.app import create_app
+from query_api.quota_state import QuotaSettings, QuotaState
 from query_api.services import Corrector, Fate, Held, Resubmitted, Services
+from query_api.usage_source import Source
 from receiver.admit import Outcome
 from receiver.app import Receiver
 from receiver.config import Settings
@@ -33,6 +35,7 @@ from receiver.exposition import exposition
 from receiver.http_connection import KEEP_ALIVE_SECONDS, bounded_connection
 from receiver.identity import explicit_id, replacement_id
 from receiver.ingest import Work
+from receiver.pending import standstill
 from receiver.replay import rehearse, replay
 from receiver.store.audit import AT_START, AuditLog
 from receiver.store.client import ReadLimits
@@ -94,7 +97,9 @@ async def serve(
     loop.add_signal_handler(signal.SIGHUP, receiver.meters_file.reload)
     await asyncio.to_thread(receiver.start)
     servers: list[_Server] = []
+    quotas = open_quotas(receiver, settings, api_settings, clock)
     try:
+        await asyncio.to_thread(quotas.start)
         admin_key = await asyncio.to_thread(ensure_admin_key, receiver, settings, clock)
         tls = receiver.tls
         otlp_http = _Server(
@@ -107,7 +112,7 @@ async def serve(
         )
         api = _Server(
             create_app(
-                services(receiver, clock, api_settings),
+                services(receiver, quotas, clock, api_settings),
                 cors_origins=api_settings.cors_origins,
                 has_access_log=api_settings.access_log,
             ),
@@ -136,6 +141,8 @@ async def serve(
         await asyncio.gather(
             receiver.grpc.stop(STOP_GRACE_SECONDS), *(server.stop() for server in servers)
         )
+        await quotas.aclose()
+        await asyncio.to_thread(quotas.stop)
         is_drained = await asyncio.to_thread(receiver.stop)
     return is_drained
 
@@ -192,7 +199,44 @@ def _is_there(keys: ApiKeys, given: str) -> bool:
     return found is not None
 
 
-def services(receiver: Receiver, clock: Clock, settings: config.Settings) -> Services:
+def meters_of(receiver: Receiver) -> Meters:
+    """The definitions in force: those of the file, and those made by API."""
+    return receiver.made_meters.with_those_of(receiver.meters)
+
+
+def open_quotas(
+    receiver: Receiver, settings: Settings, api_settings: config.Settings, clock: Clock
+) -> QuotaState:
+    """Quotas that count what this receiver admits; they are not started.
+
+    Raises:
+        ConfigurationError: The journal of reservations cannot be used.
+    """
+
+    def add(name: str, count: int, **labels: str) -> None:
+        receiver.telemetry.add("quota", name, count, **labels)
+
+    quotas = QuotaState(
+        QuotaSettings.of(api_settings, settings.data_dir),
+        store=receiver.store,
+        meters=lambda: meters_of(receiver),
+        source=Source(
+            name=receiver.spool.mark.spool_id,
+            store=receiver.store,
+            at_rest=lambda timeout: standstill(receiver.spool, receiver.writer, timeout),
+            meters=lambda: meters_of(receiver),
+        ),
+        clock=clock,
+        add=add,
+    )
+    receiver.ingest.tell(quotas.tally.admitted)
+    quotas.tally.begin(receiver.spool.mark.appended)
+    return quotas
+
+
+def services(
+    receiver: Receiver, quotas: QuotaState, clock: Clock, settings: config.Settings
+) -> Services:
     """What the query API needs of a receiver in the same process."""
 
     def submit_work(work: Work) -> Outcome:
@@ -243,9 +287,10 @@ def services(receiver: Receiver, clock: Clock, settings: config.Settings) -> Ser
         store=receiver.store,
         keys=receiver.keys,
         clock=clock,
-        meters=lambda: receiver.made_meters.with_those_of(receiver.meters),
+        meters=lambda: meters_of(receiver),
         file_meters=lambda: receiver.meters,
         made_meters=receiver.made_meters,
+        quotas=quotas,
         submit=submit,
         metrics=lambda: exposition(receiver.telemetry.read()),
         is_metrics_public=settings.metrics_public,

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Final, Protocol
 from uuid import UUID
@@ -12,6 +11,7 @@ from fastapi import Depends, Request
 from otel_metering.clock import Clock
 from otel_metering.contract.event import Admission, UsageEvent
 from otel_metering.contract.meter import Meters, Signal
+from query_api.quota_state import QuotaState
 from receiver.store.audit import AuditLog
 from receiver.store.client import ReadLimits, Store
 from receiver.store.corrections import Correction
@@ -92,34 +92,6 @@ def no_receiver(items: Sequence[Held], *, is_dry: bool) -> Sequence[Resubmitted]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QuotaStanding:
-    """Where a tenant stands in the most binding quota of a meter.
-
-    Attributes:
-        has_access: Whether one more unit would be allowed.
-        limit: Units of the period.
-        used: Units used and reserved in it.
-    """
-
-    has_access: bool
-    limit: Decimal
-    used: Decimal
-
-
-class QuotaStatus(Protocol):
-    """Says where tenants stand."""
-
-    def __call__(self, tenant_id: str, meter: str) -> QuotaStanding | None:
-        """Where one stands; None: no quota is set."""
-        ...
-
-
-def no_quota(tenant_id: str, meter: str) -> QuotaStanding | None:
-    """Nobody has a quota."""
-    return None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     """Everything outside of the API that it needs.
 
@@ -130,7 +102,7 @@ class Services:
         meters: The definitions in force: those of the file, and those made by API.
         file_meters: Those of `meters.yaml` alone.
         made_meters: Those made by API; None: none can be made here.
-        quota_status: Where tenants stand in their quotas.
+        quotas: How much may be used.
         submit: Admits events; blocks until all that it accepts is durable. It rejects single events
             by index, and raises UnavailableError if nothing may be accepted now.
         metrics: The numbers of the receiver in this process, in the text format of Prometheus; None:
@@ -146,6 +118,7 @@ class Services:
     keys: ApiKeys
     clock: Clock
     meters: Callable[[], Meters]
+    quotas: QuotaState
     submit: Callable[[Sequence[UsageEvent], Principal], Admission]
     checks: Mapping[str, Callable[[], str]]
     metrics: Callable[[], str] | None = None
@@ -155,7 +128,6 @@ class Services:
     limits: ReadLimits = DEFAULT_LIMITS
     file_meters: Callable[[], Meters] = Meters
     made_meters: ApiMeters | None = None
-    quota_status: QuotaStatus = no_quota
 
     @property
     def audit(self) -> AuditLog:

@@ -98,6 +98,7 @@ class Admitted:
         corrections: What of these rows takes back an event.
         ids: To remember as seen once the transaction is on disk.
         outcomes: One for each request, in the order they were added.
+        counted: The usage in `entries`, as it was encoded.
     """
 
     entries: list[tuple[str, bytes]]
@@ -106,6 +107,7 @@ class Admitted:
     corrections: Sequence[rows.CorrectionRow]
     ids: Ids
     outcomes: list[Outcome]
+    counted: list[EventColumns]
 
 
 @dataclass(slots=True)
@@ -239,6 +241,7 @@ class MicroBatch:
             corrections=corrections,
             ids=ids,
             outcomes=[request.outcome for request in self._requests],
+            counted=[*increases, *point_events, *single_events],
         )
 
     def _increases(

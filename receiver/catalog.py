@@ -79,6 +79,13 @@ CATALOG: Final = (
     Metric("writer", "failures", _C, "{attempt}", "Attempts that failed."),
     Metric("writer", "retries", _C, "{attempt}", "Attempts after one that failed."),
     Metric("writer", "lag", _H, "s", "From a row admitted to the row stored, for each row."),
+    Metric("quota", "unavailable", _C, "{answer}", "Answers without counters, by enforcement."),
+    Metric("quota", "loads", _C, "{counter}", "Counters read from the database."),
+    Metric("quota", "load_failures", _C, "{attempt}", "Reads of counters that failed."),
+    Metric("quota", "count_failures", _C, "{failure}", "Usage that did not reach its counters."),
+    Metric("quota", "corrections", _C, "{counter}", "Counters that were wrong, and corrected."),
+    Metric("quota", "outages", _C, "{outage}", "Times that Redis could not be reached."),
+    Metric("quota", "losses", _C, "{loss}", "Times that Redis had lost its data."),
     Metric("stats", "lost", _C, "{interval}", "Intervals that pipeline_stats does not have."),
 )
 """In the order in which they are shown."""

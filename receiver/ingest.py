@@ -49,6 +49,9 @@ _log = logging.getLogger(__name__)
 Answer = Outcome | Exception
 """What a request is answered with."""
 
+OnAdmitted = Callable[[int, Sequence[EventColumns]], None]
+"""Told the number of the last entry in the spool, and the usage in the entries since the call before."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
@@ -105,7 +108,6 @@ class Ingest:
         pace: Callable[[], None],
         on_commit: Callable[[], None],
         corrections: Corrections | None = None,
-        on_corrected: Callable[[EventColumns], None] = lambda _: None,
         telemetry: Telemetry | None = None,
     ) -> None:
         """Put it together.
@@ -119,8 +121,6 @@ class Ingest:
             pace: Called before each micro-batch; may wait a moment to slow senders down.
             on_commit: Called after each commit.
             corrections: Every event that was ever corrected.
-            on_corrected: Called after each commit that corrects events, with what they counted, as usage of
-                the opposite sign.
             telemetry: Counts what becomes of requests and items.
         """
         self._metering = metering
@@ -132,7 +132,7 @@ class Ingest:
         self._pace = pace
         self._on_commit = on_commit
         self._corrections = Corrections() if corrections is None else corrections
-        self._on_corrected = on_corrected
+        self._on_admitted: OnAdmitted | None = None
         self._queue: FairQueue[_Waiting] = FairQueue(limits.max_queue_bytes)
         self._rate_limit = RateLimit(limits.max_key_bytes_per_second, clock)
         # Entries are numbered as they are put, also by the writer; those from before a restart come first.
@@ -156,6 +156,14 @@ class Ingest:
     def start(self) -> None:
         """Begin to work."""
         self._thread.start()
+
+    def tell(self, on_admitted: OnAdmitted) -> None:
+        """From the next commit on tell what was admitted, before it is acknowledged; it should not wait.
+
+        It is given the number of the last entry of the spool, and events; what corrections take back are
+        events of the opposite sign.
+        """
+        self._on_admitted = on_admitted
 
     def replace_metering(self, metering: Metering) -> None:
         """Decide by `metering` from the next micro-batch on. Any thread may call it."""
@@ -287,15 +295,12 @@ class Ingest:
             raise
         self._telemetry.committed(entries=len(admitted.entries), rows=admitted.row_count)
         self._on_commit()
-        if admitted.corrections:
+        if self._on_admitted is not None:
             try:
-                self._on_corrected(taken_back(admitted.corrections))
-            except Exception as error:  # noqa: BLE001 - what is durable is acknowledged, whoever else fails
-                _log.error(
-                    "Nobody was told of a correction",
-                    exc_info=error,
-                    extra={"event": "correction_not_told"},
-                )
+                back = [taken_back(admitted.corrections)] if admitted.corrections else []
+                self._on_admitted(self._spool.mark.appended, [*admitted.counted, *back])
+            except Exception as error:  # noqa: BLE001 - what is durable is acknowledged, whoever counts it
+                _log.error("Usage was not counted", exc_info=error, extra={"event": "count_failed"})
 
 
 def _add(micro_batch: MicroBatch, waiting: _Waiting) -> bool:

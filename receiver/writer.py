@@ -7,17 +7,19 @@ and the database stores a token once: so each row is there once, in the table an
 import logging
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 from uuid import UUID
 
 from otel_metering.clock import Clock
-from otel_metering.errors import MeteringError
+from otel_metering.errors import MeteringError, UnavailableError
 from otel_metering.spool import Batch, Spool
 from receiver import rows
 from receiver.store import tables
 from receiver.store.client import Store
 from receiver.telemetry import Attempt, Telemetry
+from receiver.turns import Turns
 
 MAX_BATCH_ENTRIES: Final = 1_024
 MAX_BATCH_BYTES: Final = 4 * 2**20
@@ -58,6 +60,9 @@ class Writer:
         self._on_written = on_written
         self._telemetry = telemetry or Telemetry(clock)
         self._written_count = 0
+        self._turns = Turns()
+        # From the start on the spool may have a batch that was stored, wholly or in part, before a crash.
+        self._is_in_doubt = spool.entry_count > 0
         self._has_entries = threading.Event()
         self._has_room = threading.Event()
         self._stopping = threading.Event()
@@ -78,6 +83,29 @@ class Writer:
     def notify(self) -> None:
         """The spool has entries."""
         self._has_entries.set()
+
+    @contextmanager
+    def at_rest(self, timeout: float) -> Iterator[None]:
+        """Keep still: while this is entered, what is in the spool is not in the database, and else it is.
+
+        Args:
+            timeout: Seconds that may be waited for it.
+
+        Raises:
+            UnavailableError: It was not so in time; a batch that failed may be stored or not.
+        """
+        deadline = self._clock.monotonic() + timeout
+        while True:
+            left = deadline - self._clock.monotonic()
+            if left <= 0 or not self._turns.take(left):
+                raise UnavailableError("the writer did not come to rest in time")
+            try:
+                if not self._is_in_doubt:
+                    yield
+                    return
+            finally:
+                self._turns.give()
+            threading.Event().wait(min(left, 0.05))
 
     def pace(self) -> None:
         """Wait a moment if more is acknowledged than the database keeps up with.
@@ -114,10 +142,13 @@ class Writer:
             secrets.token_hex(16), max_entries=MAX_BATCH_ENTRIES, max_bytes=MAX_BATCH_BYTES
         )
         if batch is None:
+            self._is_in_doubt = False
             return False
-        with self._telemetry.attempt(len(batch.entries)) as attempt:
+        with self._turns, self._telemetry.attempt(len(batch.entries)) as attempt:
+            self._is_in_doubt = True
             self._insert(batch, attempt)
             self._spool.drop(batch)
+            self._is_in_doubt = False
         self._written_count += len(batch.entries)
         self._on_written(self._written_count)
         self._has_room.set()

@@ -15,6 +15,7 @@ from query_api.parameters import only
 from query_api.periods import SECOND_NS, format_instant
 from query_api.problems import NotFoundError, TooLargeError, documented
 from query_api.queries import MAX_ROWS
+from query_api.quotas import NANO
 from query_api.reading import read
 from query_api.routes.openmeter_meters import find_meter
 from query_api.services import Services, ServicesDep
@@ -80,18 +81,21 @@ def _standing(
     tenant_id = check_name("subject", subject)
     reachable_tenant(principal, tenant_id)
     meter = find_meter(services, feature_key)
-    standing = services.quota_status(tenant_id, meter.slug)
-    if standing is None:
+    gate = services.quotas.gate
+    standings = [one.standing for one in gate.status(gate.book.of((tenant_id, meter.slug)))]
+    if not standings:
         raise NotFoundError(
             f"tenant {tenant_id!r} has no quota of meter {meter.slug!r}; set one with "
             "PUT /v1/meter/quotas"
         )
+    binding = min(standings, key=lambda one: one.remaining)
+    used, limit = binding.used + binding.reserved, binding.applied.limit
     return EntitlementValue(
-        has_access=standing.has_access,
-        balance=float(max(standing.limit - standing.used, _ZERO)),
-        usage=float(standing.used),
-        overage=float(max(standing.used - standing.limit, _ZERO)),
-        total_available_grant_amount=float(standing.limit),
+        has_access=all(one.allows(1) for one in standings),
+        balance=max(limit - used, 0) / NANO,
+        usage=used / NANO,
+        overage=max(used - limit, 0) / NANO,
+        total_available_grant_amount=limit / NANO,
     )
 
 

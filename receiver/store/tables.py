@@ -13,6 +13,7 @@ PIPELINE_STATS: Final = "metering.pipeline_stats"
 QUARANTINE_RESOLVED: Final = "metering.quarantine_resolved"
 EVENT_CORRECTIONS: Final = "metering.event_corrections"
 METERS: Final = "metering.meters"
+QUOTAS: Final = "metering.quotas"
 MIGRATIONS: Final = "metering.migrations"
 
 USAGE_MINUTE: Final = "metering.usage_minute"

@@ -3,7 +3,7 @@
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
@@ -19,8 +19,11 @@ from otel_metering.clock import ManualClock
 from otel_metering.contract.event import Admission, UsageEvent
 from otel_metering.contract.meter import Aggregation, MeterDefinition, Meters
 from query_api.app import create_app
+from query_api.quota_state import QuotaSettings, QuotaState
 from query_api.services import Corrector, Services
+from query_api.usage_source import Source
 from receiver.identity import explicit_id, replacement_id
+from receiver.pending import Pending
 from receiver.store import tables
 from receiver.store.client import Store
 from receiver.store.corrections import Correction
@@ -136,12 +139,26 @@ def running_api(path: Path, **options: Any) -> Iterator[Api]:
     migrate(store, clock)
     keys = ApiKeys(store, clock)
     keys.refresh()
+    quotas = QuotaState(
+        QuotaSettings(journal=path / "quota.db"),
+        store=store,
+        meters=lambda: METERS,
+        # What the ledger took is nowhere: counters have what is in the database.
+        source=Source(
+            name="ledger",
+            store=store,
+            at_rest=lambda _: nullcontext(Pending(number=0, events=None)),
+            meters=lambda: METERS,
+        ),
+        clock=clock,
+    )
     checks: dict[str, Any] = {"store": lambda: f"{store.query('SELECT 1')[0][0]} row"}
     services = Services(
         store=store,
         keys=keys,
         clock=clock,
         meters=lambda: METERS,
+        quotas=quotas,
         submit=ledger.submit,
         checks=checks,
         metrics=lambda: METRICS,
@@ -155,6 +172,7 @@ def running_api(path: Path, **options: Any) -> Iterator[Api]:
         ),
     )
     app = create_app(services, **options)
+    quotas.start()
     try:
         with served(app) as url:
             api = Api(
@@ -169,6 +187,7 @@ def running_api(path: Path, **options: Any) -> Iterator[Api]:
             yield api
             api.close()
     finally:
+        quotas.stop()
         store.close()
 
 

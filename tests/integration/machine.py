@@ -17,7 +17,7 @@ from otel_metering.contract.meter import Signal
 from otel_metering.errors import UnavailableError
 from query_api import config
 from query_api.app import create_app
-from query_api.embedded import services
+from query_api.embedded import open_quotas, services
 from receiver.admit import Outcome
 from receiver.app import Receiver
 from receiver.config import Settings
@@ -67,7 +67,9 @@ class Machine:
         self.receiver = Receiver(self._settings, SystemClock())
         self.receiver.keys.start()
         self.receiver.ingest.start()
-        app = create_app(services(self.receiver, SystemClock(), config.Settings()))
+        clock, settings = SystemClock(), config.Settings()
+        quotas = open_quotas(self.receiver, self._settings, settings, clock)
+        app = create_app(services(self.receiver, quotas, clock, settings))
         try:
             with served(app) as self.url:
                 self.client = self.client_of(Scope.ADMIN)
@@ -75,6 +77,7 @@ class Machine:
                 for client in self._clients:
                     client.close()
         finally:
+            quotas.stop()
             self.receiver.ingest.stop()
             self.receiver.writer.stop(0)
             self.receiver.keys.stop()

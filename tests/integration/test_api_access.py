@@ -24,6 +24,7 @@ from tests.integration.api_harness import METRICS, Api, running_api
 
 EVENT = {"tenant_id": "tenant_a", "meter": "api.calls"}
 VOID = {"reason": "wrong", "tenant_id": "tenant_a"}
+QUOTA = {**EVENT, "limit": "10", "period": "day"}
 NEW_KEY = {"name": "new", "scopes": ["query"], "tenant_id": "tenant_a"}
 NEW_TOKEN = {"tenant_id": "tenant_a", "ttl_seconds": 60}
 CLOUD_EVENT = {
@@ -52,6 +53,28 @@ ROUTES: list[tuple[str, str, dict[str, Any], Scope, int]] = [
     ("GET", "/v1/meter/corrections", {"params": {"tenant_id": "tenant_a"}}, Scope.QUERY, 403),
     ("GET", "/v1/meter/aggregates", {"params": {**EVENT}}, Scope.QUERY, 403),
     ("GET", "/v1/meter/meters", {"params": {"tenant_id": "tenant_a"}}, Scope.QUERY, 403),
+    ("PUT", "/v1/meter/quotas", {"json": QUOTA}, Scope.ADMIN, 403),
+    ("GET", "/v1/meter/quotas", {"params": {"tenant_id": "tenant_a"}}, Scope.QUERY, 403),
+    ("GET", "/v1/meter/quotas/status", {"params": {"tenant_id": "tenant_a"}}, Scope.QUERY, 403),
+    ("GET", "/v1/meter/quotas/{quota_id}", {}, Scope.QUERY, 404),
+    ("DELETE", "/v1/meter/quotas/{quota_id}", {}, Scope.ADMIN, 404),
+    ("POST", "/v1/meter/validate", {"json": EVENT}, Scope.VALIDATE, 403),
+    ("GET", "/v1/meter/reservations/{reservation_id}", {}, Scope.VALIDATE, 404),
+    (
+        "POST",
+        "/v1/meter/reservations/{reservation_id}/commit",
+        {"json": {"quantity": "1"}},
+        Scope.VALIDATE,
+        404,
+    ),
+    (
+        "POST",
+        "/v1/meter/reservations/{reservation_id}/extend",
+        {"json": {"ttl_seconds": 9}},
+        Scope.VALIDATE,
+        404,
+    ),
+    ("POST", "/v1/meter/reservations/{reservation_id}/release", {}, Scope.VALIDATE, 404),
     ("POST", "/v1/meter/keys", {"json": NEW_KEY}, Scope.ADMIN, 403),
     ("GET", "/v1/meter/keys", {}, Scope.ADMIN, 200),
     ("DELETE", "/v1/meter/keys/{key_id}", {}, Scope.ADMIN, 404),

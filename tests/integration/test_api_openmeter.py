@@ -2,15 +2,13 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from decimal import Decimal
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
 from otel_metering.contract.meter import Aggregation, MeterDefinition, Meters
-from query_api.services import QuotaStanding
 from receiver.store.keys import Scope
 from receiver.store.meters import ApiMeters
 from tests.integration.api_harness import METERS, Api, running_api
@@ -166,19 +164,15 @@ def test_a_bound_administrator_makes_no_meters(api: Api) -> None:
 def test_an_entitlement_is_where_a_tenant_stands_in_its_quota(
     api: Api, used: str, has_access: bool, balance: float, overage: float
 ) -> None:
-    def standing(tenant_id: str, meter: str) -> QuotaStanding | None:
-        if (tenant_id, meter) != ("tenant_a", "api.calls"):
-            return None
-        return QuotaStanding(has_access=has_access, limit=Decimal(100), used=Decimal(used))
-
-    before = api.app.state.services
-    api.app.state.services = replace(before, quota_status=standing)
+    tenant_id = f"entitled_{used}"
+    usage = {"event_id": uuid4(), "timestamp": api.clock.ns, "quantity": used}
+    api.insert([{**usage, "tenant_id": tenant_id}])
+    quota = {"tenant_id": tenant_id, "meter": "api.calls", "limit": "100", "period": "lifetime"}
+    assert api.client(Scope.ADMIN).put("/v1/meter/quotas", json=quota).status_code == 200
     client = api.client(Scope.QUERY)
-    try:
-        value = client.get("/api/v1/subjects/tenant_a/entitlements/api.calls/value")
-        other = client.get("/api/v1/customers/tenant_b/entitlements/api.calls/value")
-    finally:
-        api.app.state.services = before
+
+    value = client.get(f"/api/v1/subjects/{tenant_id}/entitlements/api.calls/value")
+    other = client.get("/api/v1/customers/tenant_b/entitlements/api.calls/value")
 
     assert value.json() == {
         "hasAccess": has_access,

@@ -462,9 +462,9 @@ def test_a_unique_key_follows_the_attributes(machine: Machine) -> None:
 
 def test_who_counts_usage_is_told_what_is_taken_back(machine: Machine) -> None:
     told: list[EventColumns] = []
-    machine.receiver.ingest._on_corrected = told.append
     machine.send(event("one", "2.5"), event("two"))
     machine.write()
+    machine.receiver.ingest.tell(lambda _, parts: told.append(parts[-1]))
 
     machine.void("one")
     machine.correct("two", quantity="3")
@@ -485,10 +485,10 @@ def test_who_counts_usage_is_told_what_is_taken_back(machine: Machine) -> None:
 
 
 def test_who_fails_to_listen_costs_no_correction(machine: Machine) -> None:
-    def fail(_: EventColumns) -> None:
+    def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    machine.receiver.ingest._on_corrected = fail
+    machine.receiver.ingest.tell(fail)
     machine.send(event("one"))
     machine.write()
 

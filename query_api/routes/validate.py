@@ -1,0 +1,101 @@
+"""`/v1/meter/validate`: may a tenant use so much more?
+
+The one route that stands in the way of every request of a customer. So it takes the request as it is: FastAPI
+resolves nothing, Pydantic checks nothing, and what it answers is written by hand. Tests compare both with the
+document.
+"""
+
+import json
+from typing import Any, Final
+
+from fastapi import APIRouter, Request, Response
+
+from otel_metering.contract.attributes import API_KEY_HEADER
+from query_api.checks import MAX_CHECKS, parse_checks
+from query_api.problems import (
+    ConflictError,
+    ForbiddenError,
+    TooLargeError,
+    UnauthenticatedError,
+    documented,
+)
+from query_api.quota_schemas import CheckAnswer, ChecksAnswer, QuotaCheck, check_json
+from query_api.services import Services
+from receiver.store.keys import Principal, Scope
+
+router = APIRouter(prefix="/v1/meter/validate", tags=["quotas"])
+
+_BEARER: Final = "bearer "
+_ANSWER: Final = "#/components/schemas/CheckAnswer"
+_DOC: Final[dict[str, Any]] = {
+    "security": [{"HTTPBearer": []}, {"APIKeyHeader": []}],
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "oneOf": [
+                        QuotaCheck.model_json_schema(),
+                        {
+                            "type": "array",
+                            "maxItems": MAX_CHECKS,
+                            "items": QuotaCheck.model_json_schema(),
+                        },
+                    ]
+                }
+            }
+        },
+    },
+}
+
+
+@router.post(
+    "",
+    response_model=CheckAnswer | ChecksAnswer,
+    responses=documented(ConflictError, TooLargeError),
+    openapi_extra=_DOC,
+)
+async def validate(request: Request) -> Response:
+    """Ask whether usage is allowed, and with `reserve` hold its units for a time.
+
+    One check, or a list of up to 1,000, each answered for itself. Denied is an answer too: 200 with
+    `allowed: false`. Units that are held count against every quota, until usage with the attribute
+    `metering.reservation.id`, a commit or a release ends the reservation, or its time is over.
+    """
+    services: Services = request.app.state.services
+    principal = authenticate(request, services)
+    questions, is_list = parse_checks(await request.body(), principal.tenant_id)
+    gate = services.quotas.gate
+    if not is_list:
+        return _json(check_json(await gate.check(questions[0])))
+    return _json({"data": [check_json(await gate.check(one)) for one in questions]})
+
+
+def authenticate(request: Request, services: Services) -> Principal:
+    """Who asks, if that key may: what the dependencies of `auth` do, without them.
+
+    Raises:
+        UnauthenticatedError: There is no key, or it is unknown.
+        ForbiddenError: It lacks the scope.
+        UnavailableError: The keys cannot be read.
+    """
+    header = request.headers.get("authorization", "")
+    is_bearer = header[: len(_BEARER)].lower() == _BEARER
+    key = header[len(_BEARER) :] if is_bearer else request.headers.get(API_KEY_HEADER)
+    if not key:
+        raise UnauthenticatedError(
+            f"the request has no API key; send Authorization: Bearer <key>, or {API_KEY_HEADER}"
+        )
+    principal = services.keys.authenticate(key)
+    if principal is None:
+        raise UnauthenticatedError("the API key is unknown, revoked or expired; use another one")
+    if not principal.may(Scope.VALIDATE):
+        raise ForbiddenError(
+            f"this needs the scope {Scope.VALIDATE}, and key {principal.key_id} has "
+            f"{', '.join(sorted(principal.scopes))}; use a key that has it"
+        )
+    return principal
+
+
+def _json(content: object) -> Response:
+    return Response(json.dumps(content).encode(), media_type="application/json")
