@@ -21,7 +21,7 @@ from otel_metering.contract.event import check_name
 from query_api.access_log import name_key
 from query_api.problems import ForbiddenError, UnauthenticatedError
 from query_api.rate_limits import RateLimits
-from query_api.services import ServicesDep
+from query_api.services import Services, ServicesDep
 from query_api.tokens import PREFIX, authenticate_token
 from receiver.store.keys import Principal, Scope
 
@@ -43,7 +43,17 @@ async def _authenticate(
     bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
     header: Annotated[str | None, Security(_header)],
 ) -> Principal:
-    key = bearer.credentials if bearer else header
+    return identify(request, services, bearer.credentials if bearer else header)
+
+
+def identify(request: Request, services: Services, key: str | None) -> Principal:
+    """Who asks by this key or read token; counts the request against the rate of the key.
+
+    Raises:
+        UnauthenticatedError: There is no key, or nobody is known by it.
+        RateLimitedError: The key sends too much now.
+        UnavailableError: The keys cannot be read.
+    """
     if not key:
         raise UnauthenticatedError(
             f"the request has no API key; send Authorization: Bearer <key>, or {API_KEY_HEADER}"
@@ -61,16 +71,25 @@ async def _authenticate(
     return principal
 
 
-def _requires(*scopes: Scope) -> Callable[[Principal], Awaitable[Principal]]:
-    """A dependency: who is asking has one of these scopes."""
+def check_scope(principal: Principal, *scopes: Scope) -> None:
+    """Refuse who has none of these scopes.
 
-    async def check(principal: Annotated[Principal, Depends(_authenticate)]) -> Principal:
-        if any(principal.may(scope) for scope in scopes):
-            return principal
+    Raises:
+        ForbiddenError: Names those that are needed, and those that there are.
+    """
+    if not any(principal.may(scope) for scope in scopes):
         raise ForbiddenError(
             f"this needs the scope {' or '.join(scopes)}, and {_named(principal)} has "
             f"{', '.join(sorted(principal.scopes))}; use a key that has it"
         )
+
+
+def _requires(*scopes: Scope) -> Callable[[Principal], Awaitable[Principal]]:
+    """A dependency: who is asking has one of these scopes."""
+
+    async def check(principal: Annotated[Principal, Depends(_authenticate)]) -> Principal:
+        check_scope(principal, *scopes)
+        return principal
 
     return check
 

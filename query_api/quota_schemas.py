@@ -204,6 +204,8 @@ class ReservationParameters(BaseModel):
 class Commit(Closed):
     """The usage that was reserved for, as it came to be."""
 
+    model_config = ConfigDict(json_schema_extra={"example": {"quantity": "37.5"}})
+
     quantity: Quantity | float = Field(description="At least 0; may differ from what was held.")
     timestamp: str | None = Field(None, description="RFC 3339. Default: on arrival.")
     attributes: dict[str, str] = Field(
@@ -213,6 +215,8 @@ class Commit(Closed):
 
 class Extension(Closed):
     """A new end."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"ttl_seconds": 60}})
 
     ttl_seconds: int = Field(ge=1, le=MAX_TTL_SECONDS, description="From now on.")
 

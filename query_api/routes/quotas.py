@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import JSONResponse
 
 from otel_metering.contract.quota import check_quota
+from query_api.audit import audit
 from query_api.auth import Administrator, Reader, reachable_tenant
 from query_api.gate import Status
 from query_api.parameters import only
@@ -46,6 +47,14 @@ def put_quota(services: ServicesDep, principal: Administrator, body: NewQuota) -
     definition = body.definition(tenant_id)
     zone_of(definition.timezone)
     check_quota(definition, services.meters().find(definition.meter))
+    audit(
+        services,
+        principal,
+        action="quota.put",
+        target=definition.quota_id,
+        tenant_id=tenant_id,
+        details=body.model_dump(mode="json"),
+    )
     return JSONResponse(quota_json(services.quotas.table.put(definition)))
 
 
@@ -119,6 +128,14 @@ def delete_quota(services: ServicesDep, principal: Administrator, quota_id: str)
             f"quota {quota_id} is of every tenant, and key {principal.key_id} is bound to "
             f"{principal.tenant_id!r}; use a key that is bound to none"
         )
+    audit(
+        services,
+        principal,
+        action="quota.delete",
+        target=quota_id,
+        tenant_id=found.definition.tenant_id,
+        details={"meter": found.definition.meter},
+    )
     services.quotas.table.delete(quota_id)
     return Response(status_code=204)
 

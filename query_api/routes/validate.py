@@ -11,14 +11,9 @@ from typing import Any, Final
 from fastapi import APIRouter, Request, Response
 
 from otel_metering.contract.attributes import API_KEY_HEADER
+from query_api.auth import check_scope, identify
 from query_api.checks import MAX_CHECKS, parse_checks
-from query_api.problems import (
-    ConflictError,
-    ForbiddenError,
-    TooLargeError,
-    UnauthenticatedError,
-    documented,
-)
+from query_api.problems import ConflictError, TooLargeError, documented
 from query_api.quota_schemas import CheckAnswer, ChecksAnswer, QuotaCheck, check_json
 from query_api.services import Services
 from receiver.store.keys import Principal, Scope
@@ -27,6 +22,7 @@ router = APIRouter(prefix="/v1/meter/validate", tags=["quotas"])
 
 _BEARER: Final = "bearer "
 _ANSWER: Final = "#/components/schemas/CheckAnswer"
+_EXAMPLE: Final = {"tenant_id": "tenant_a", "meter": "api.calls", "quantity": "1"}
 _DOC: Final[dict[str, Any]] = {
     "security": [{"HTTPBearer": []}, {"APIKeyHeader": []}],
     "requestBody": {
@@ -42,7 +38,15 @@ _DOC: Final[dict[str, Any]] = {
                             "items": QuotaCheck.model_json_schema(),
                         },
                     ]
-                }
+                },
+                "examples": {
+                    "check": {"summary": "One check", "value": _EXAMPLE},
+                    "reserve": {
+                        "summary": "Hold units for a minute",
+                        "value": {**_EXAMPLE, "reserve": True, "ttl_seconds": 60},
+                    },
+                    "many": {"summary": "A list", "value": [_EXAMPLE]},
+                },
             }
         },
     },
@@ -72,28 +76,19 @@ async def validate(request: Request) -> Response:
 
 
 def authenticate(request: Request, services: Services) -> Principal:
-    """Who asks, if that key may: what the dependencies of `auth` do, without them.
+    """Who asks, if that key may: what the dependencies of `auth` do, without their cost.
 
     Raises:
-        UnauthenticatedError: There is no key, or it is unknown.
+        UnauthenticatedError: See `identify`.
         ForbiddenError: It lacks the scope.
-        UnavailableError: The keys cannot be read.
+        RateLimitedError: See `identify`.
+        UnavailableError: See `identify`.
     """
     header = request.headers.get("authorization", "")
     is_bearer = header[: len(_BEARER)].lower() == _BEARER
     key = header[len(_BEARER) :] if is_bearer else request.headers.get(API_KEY_HEADER)
-    if not key:
-        raise UnauthenticatedError(
-            f"the request has no API key; send Authorization: Bearer <key>, or {API_KEY_HEADER}"
-        )
-    principal = services.keys.authenticate(key)
-    if principal is None:
-        raise UnauthenticatedError("the API key is unknown, revoked or expired; use another one")
-    if not principal.may(Scope.VALIDATE):
-        raise ForbiddenError(
-            f"this needs the scope {Scope.VALIDATE}, and key {principal.key_id} has "
-            f"{', '.join(sorted(principal.scopes))}; use a key that has it"
-        )
+    principal = identify(request, services, key)
+    check_scope(principal, Scope.VALIDATE)
     return principal
 
 
