@@ -5,6 +5,7 @@ from typing import Any, Final
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
+from starlette.routing import Route
 
 from query_api import problems
 from query_api.body import BodyLimit
@@ -52,6 +53,9 @@ def create_app(services: Services) -> FastAPI:
     for resource in (*resources, health, metrics):
         app.include_router(resource.router)
     app.add_api_route("/", _to_docs, include_in_schema=False)
+    # Ahead of all others, and without what FastAPI does for a route; that one is the document.
+    path = validate.router.prefix
+    app.router.routes.insert(0, Route(path, validate.validate, methods=["POST"]))
     _document_problems(app)
     return app
 

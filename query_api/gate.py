@@ -163,6 +163,8 @@ class Gate:
         self._known_meters = meters()
         self._book = Book((), self._known_meters)
         self._tally: Tally
+        self._unkept: list[tuple[Reservation, asyncio.Future[UnavailableError | None]]] = []
+        self._keeping: asyncio.Task[None] | None = None
 
     def follow(self, tally: Tally) -> None:
         """Who loads the counters."""
@@ -187,7 +189,11 @@ class Gate:
             ConflictError: There is or was a reservation of this id, for something else or no longer active.
         """
         dimensions = dict(question.dimensions)
-        applied = [one for one in self.book.of(question.tag) if one.rule.admits(dimensions)]
+        applied = [
+            one
+            for one in self.book.of(question.tag)
+            if not one.rule.filter or one.rule.admits(dimensions)
+        ]
         if not applied and question.reservation_id is None:
             return _NO_QUOTA
         if question.reservation_id == "":
@@ -214,7 +220,10 @@ class Gate:
         if held is None:
             decision = decide(standings, question.quantity)
         else:
-            self._accept(question, held, is_new=checked.is_new)
+            if checked.is_new:
+                await self._keep(held)
+            else:
+                _check_same(question, held)
             decision = decide(standings, 0)
             if not decision.is_allowed:
                 # It was held before usage came that was not asked for.
@@ -265,26 +274,32 @@ class Gate:
         if late:
             raise UnavailableError("the counters were not loaded in time")
 
-    def _accept(self, question: Question, held: Reservation, *, is_new: bool) -> None:
-        """Make a new reservation durable; one of before must be the same."""
-        if is_new:
-            try:
-                self._journal.put([held])
-            except UnavailableError:
-                with suppress(UnavailableError):
-                    self._counters.touch(End(held.tag, held.reservation_id, State.RELEASED))
-                raise
-            return
-        asked = (question.quantity, question.dimensions, question.is_lease)
-        if (held.quantity, held.dimensions, held.is_lease) != asked:
-            raise ConflictError(
-                f"reservation_id {held.reservation_id!r} is taken: by {nano_text(held.quantity)} units with "
-                "other contents; choose another id, or send the same request"
-            )
-        if held.state is not State.ACTIVE:
-            raise ConflictError(
-                f"reservation {held.reservation_id!r} is {held.state}; reserve under another id"
-            )
+    async def _keep(self, made: Reservation) -> None:
+        """Make a new reservation durable; those that come while the disk works are its next transaction."""
+        done: asyncio.Future[UnavailableError | None] = asyncio.get_running_loop().create_future()
+        self._unkept.append((made, done))
+        if self._keeping is None:
+            self._keeping = asyncio.create_task(self._keep_all())
+        error = await done
+        if error is not None:
+            with suppress(UnavailableError):
+                self._counters.touch(End(made.tag, made.reservation_id, State.RELEASED))
+            raise error
+
+    async def _keep_all(self) -> None:
+        try:
+            while self._unkept:
+                some, self._unkept = self._unkept, []
+                error = None
+                try:
+                    await asyncio.to_thread(self._journal.put, [made for made, _ in some])
+                except UnavailableError as failure:
+                    error = failure
+                for _, done in some:
+                    if not done.done():
+                        done.set_result(error)
+        finally:
+            self._keeping = None
 
     def _answer_without(self, question: Question, applied: Sequence[Applied]) -> Verdict:
         """What the policy says where counters cannot be had."""
@@ -344,7 +359,7 @@ class Gate:
             if self._outage.has_held:
                 raise UnavailableError("reservations are being brought back; ask again in a second")
             raise NotFoundError(
-                f"there is no reservation {reservation_id[:128]!r}; one that has ended is forgotten after a day"
+                f"there is no reservation {reservation_id[:128]!r}; one that has ended is forgotten after ten minutes"
             )
         return found
 
@@ -414,6 +429,19 @@ class Gate:
             raise NotFoundError(f"there is no reservation {before.reservation_id!r} any more")
         self._journal.put([now])
         return now
+
+
+def _check_same(question: Question, held: Reservation) -> None:
+    asked = (question.quantity, question.dimensions, question.is_lease)
+    if (held.quantity, held.dimensions, held.is_lease) != asked:
+        raise ConflictError(
+            f"reservation_id {held.reservation_id!r} is taken: by {nano_text(held.quantity)} units with "
+            "other contents; choose another id, or send the same request"
+        )
+    if held.state is not State.ACTIVE:
+        raise ConflictError(
+            f"reservation {held.reservation_id!r} is {held.state}; reserve under another id"
+        )
 
 
 _NO_QUOTA: Final = Verdict(Decision(is_allowed=True, reason=Reason.NO_QUOTA, binding=None))

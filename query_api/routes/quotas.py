@@ -137,7 +137,7 @@ def _is_visible(quota: StoredQuota, tenant_id: str | None) -> bool:
 
 
 def _quota_id(status: Status) -> str:
-    return status.standing.applied.quota.quota_id
+    return status.standing.applied.quota_id
 
 
 def _status(status: Status, stored: dict[str, StoredQuota]) -> dict[str, object]:
