@@ -12,10 +12,10 @@ from otel_metering.contract.quota import Enforcement, Period, QuotaDefinition, a
 from otel_metering.errors import InvalidUsageError
 from query_api.checks import MAX_TTL_SECONDS
 from query_api.counters import Reservation, State
-from query_api.gate import Verdict
 from query_api.periods import format_instant
 from query_api.quotas import NANO, Reason, nano_text
 from query_api.schemas import TENANT_DOC, Closed, decimal_text
+from query_api.verdicts import Verdict
 from receiver.store.quotas import StoredQuota
 
 _MS_NS: Final = 1_000_000
