@@ -6,6 +6,7 @@ from typing import Any, Final
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from query_api import document, problems
@@ -105,6 +106,9 @@ def _routes() -> "_Api":
     ):
         app.include_router(resource.router)
     app.add_api_route("/", _to_docs, include_in_schema=False)
+    # Ahead of all others, and without what FastAPI does for a route; that one is the document.
+    path = validate.router.prefix
+    app.router.routes.insert(0, Route(path, validate.validate, methods=["POST"]))
     document.describe(app)
     return app
 

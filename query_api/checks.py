@@ -10,9 +10,9 @@ from otel_metering.contract.event import MAX_QUANTITY, check_quantity, is_valid_
 from otel_metering.contract.quota import MAX_FILTER_LENGTH, MAX_FILTER_NAMES
 from otel_metering.errors import InvalidUsageError
 from query_api.counters import Pairs
-from query_api.gate import Question
 from query_api.problems import ForbiddenError, TooLargeError
 from query_api.quotas import NANO, to_nano
+from query_api.verdicts import Question
 
 MAX_CHECKS: Final = 1_000
 """Checks of one request."""

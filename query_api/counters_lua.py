@@ -127,7 +127,7 @@ COUNT: Final = (
 local last = tonumber(redis.call('HGET', P .. 'n', ARGV[3]) or '-1')
 if last >= tonumber(ARGV[4]) then return {{}, {}} end
 redis.call('HSET', P .. 'n', ARGV[3], ARGV[4])
-redis.call('PEXPIRE', P .. 'n', KEPT)
+redis.call('PEXPIRE', P .. 'n', 86400000)
 local missing, settled = {}, {}
 local at = 6
 for _ = 1, tonumber(ARGV[5]) do
@@ -160,7 +160,7 @@ for _ = 1, tonumber(ARGV[at]) do
   if found then settled[#settled + 1] = found end
 end
 return {missing, settled}
-""".replace("KEPT", str(KEPT_MS))
+"""
 )
 
 TOUCH: Final = (

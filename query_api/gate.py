@@ -10,12 +10,12 @@ import secrets
 from collections.abc import Callable, Sequence
 from concurrent import futures
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from otel_metering.clock import Clock
 from otel_metering.contract.meter import Meters
-from otel_metering.contract.quota import Enforcement, QuotaDefinition
+from otel_metering.contract.quota import QuotaDefinition
 from otel_metering.errors import UnavailableError
 from query_api.counters import (
     Asked,
@@ -25,7 +25,6 @@ from query_api.counters import (
     End,
     Extend,
     Find,
-    Pairs,
     Reservation,
     State,
 )
@@ -38,91 +37,17 @@ from query_api.quotas import (
     Decision,
     Reason,
     Standing,
-    Tag,
     decide,
     nano_text,
 )
 from query_api.tally import Tally
+from query_api.verdicts import Outage, Policy, Question, Status, Verdict
 
 ATTEMPTS: Final = 3
 """How often counters that vanish (Redis was emptied) are loaded for one check."""
 
 _MS_NS: Final = 1_000_000
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """What is answered where counters cannot be had.
-
-    Attributes:
-        load_seconds: How long a check may wait for a counter to be loaded.
-        allows: Enforcements whose quotas then allow.
-    """
-
-    load_seconds: float = 5.0
-    allows: frozenset[Enforcement] = frozenset({Enforcement.SOFT})
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """One check.
-
-    Attributes:
-        tag: Tenant and meter.
-        quantity: In billionths.
-        dimensions: Of the usage.
-        reservation_id: Hold the units under this id; empty: under a new one; None: do not hold them.
-        ttl_ms: For how long.
-        is_lease: Whether usage takes its quantity from what is held.
-    """
-
-    tag: Tag
-    quantity: int
-    dimensions: Pairs = ()
-    reservation_id: str | None = None
-    ttl_ms: int = 60_000
-    is_lease: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The answer: the decision, and what is held."""
-
-    decision: Decision
-    reservation: Reservation | None = None
-    ends_ns: int | None = None
-    """End of the period of the quota that decides."""
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """A quota, and how much of it is used in the current period."""
-
-    standing: Standing
-    counter: Counter
-
-
-class Outage:
-    """Whether counters can be had, and why not; set by the keeper and by whoever notices.
-
-    Attributes:
-        is_away: They cannot be reached.
-        is_recovering: They were lost, and not everybody has said yet what they held.
-        has_held: The journal has reservations that the counters do not know yet.
-        notice: Called by whoever could not reach them.
-    """
-
-    def __init__(self) -> None:
-        self.is_away = False
-        self.is_recovering = False
-        self.has_held = False
-        self.notice: Callable[[], None] = lambda: None
-
-    def check(self) -> None:
-        """Raise UnavailableError if counters cannot be had."""
-        if self.is_away or self.is_recovering:
-            raise UnavailableError("the state of quotas cannot be had at the moment")
 
 
 class Gate:
@@ -163,6 +88,8 @@ class Gate:
         self._known_meters = meters()
         self._book = Book((), self._known_meters)
         self._tally: Tally
+        self._unkept: list[tuple[Reservation, asyncio.Future[UnavailableError | None]]] = []
+        self._keeping: asyncio.Task[None] | None = None
 
     def follow(self, tally: Tally) -> None:
         """Who loads the counters."""
@@ -187,7 +114,11 @@ class Gate:
             ConflictError: There is or was a reservation of this id, for something else or no longer active.
         """
         dimensions = dict(question.dimensions)
-        applied = [one for one in self.book.of(question.tag) if one.rule.admits(dimensions)]
+        applied = [
+            one
+            for one in self.book.of(question.tag)
+            if not one.rule.filter or one.rule.admits(dimensions)
+        ]
         if not applied and question.reservation_id is None:
             return _NO_QUOTA
         if question.reservation_id == "":
@@ -214,7 +145,10 @@ class Gate:
         if held is None:
             decision = decide(standings, question.quantity)
         else:
-            self._accept(question, held, is_new=checked.is_new)
+            if checked.is_new:
+                await self._keep(held)
+            else:
+                _check_same(question, held)
             decision = decide(standings, 0)
             if not decision.is_allowed:
                 # It was held before usage came that was not asked for.
@@ -265,26 +199,32 @@ class Gate:
         if late:
             raise UnavailableError("the counters were not loaded in time")
 
-    def _accept(self, question: Question, held: Reservation, *, is_new: bool) -> None:
-        """Make a new reservation durable; one of before must be the same."""
-        if is_new:
-            try:
-                self._journal.put([held])
-            except UnavailableError:
-                with suppress(UnavailableError):
-                    self._counters.touch(End(held.tag, held.reservation_id, State.RELEASED))
-                raise
-            return
-        asked = (question.quantity, question.dimensions, question.is_lease)
-        if (held.quantity, held.dimensions, held.is_lease) != asked:
-            raise ConflictError(
-                f"reservation_id {held.reservation_id!r} is taken: by {nano_text(held.quantity)} units with "
-                "other contents; choose another id, or send the same request"
-            )
-        if held.state is not State.ACTIVE:
-            raise ConflictError(
-                f"reservation {held.reservation_id!r} is {held.state}; reserve under another id"
-            )
+    async def _keep(self, made: Reservation) -> None:
+        """Make a new reservation durable; those that come while the disk works are its next transaction."""
+        done: asyncio.Future[UnavailableError | None] = asyncio.get_running_loop().create_future()
+        self._unkept.append((made, done))
+        if self._keeping is None:
+            self._keeping = asyncio.create_task(self._keep_all())
+        error = await done
+        if error is not None:
+            with suppress(UnavailableError):
+                self._counters.touch(End(made.tag, made.reservation_id, State.RELEASED))
+            raise error
+
+    async def _keep_all(self) -> None:
+        try:
+            while self._unkept:
+                some, self._unkept = self._unkept, []
+                error = None
+                try:
+                    await asyncio.to_thread(self._journal.put, [made for made, _ in some])
+                except UnavailableError as failure:
+                    error = failure
+                for _, done in some:
+                    if not done.done():
+                        done.set_result(error)
+        finally:
+            self._keeping = None
 
     def _answer_without(self, question: Question, applied: Sequence[Applied]) -> Verdict:
         """What the policy says where counters cannot be had."""
@@ -344,7 +284,7 @@ class Gate:
             if self._outage.has_held:
                 raise UnavailableError("reservations are being brought back; ask again in a second")
             raise NotFoundError(
-                f"there is no reservation {reservation_id[:128]!r}; one that has ended is forgotten after a day"
+                f"there is no reservation {reservation_id[:128]!r}; one that has ended is forgotten after ten minutes"
             )
         return found
 
@@ -414,6 +354,19 @@ class Gate:
             raise NotFoundError(f"there is no reservation {before.reservation_id!r} any more")
         self._journal.put([now])
         return now
+
+
+def _check_same(question: Question, held: Reservation) -> None:
+    asked = (question.quantity, question.dimensions, question.is_lease)
+    if (held.quantity, held.dimensions, held.is_lease) != asked:
+        raise ConflictError(
+            f"reservation_id {held.reservation_id!r} is taken: by {nano_text(held.quantity)} units with "
+            "other contents; choose another id, or send the same request"
+        )
+    if held.state is not State.ACTIVE:
+        raise ConflictError(
+            f"reservation {held.reservation_id!r} is {held.state}; reserve under another id"
+        )
 
 
 _NO_QUOTA: Final = Verdict(Decision(is_allowed=True, reason=Reason.NO_QUOTA, binding=None))

@@ -26,12 +26,13 @@ from query_api.counters import (
 )
 from query_api.counters_redis import RedisCounters
 from query_api.feed import Add
-from query_api.gate import Gate, Outage
+from query_api.gate import Gate
 from query_api.journal import Journal
 from query_api.quota_usage import pending_settlements, stored_settlements
 from query_api.quotas import Tag
 from query_api.tally import Tally
 from query_api.usage_source import Source
+from query_api.verdicts import Outage
 from receiver.store.client import ReadLimits
 
 TICK_SECONDS: Final = 1.0

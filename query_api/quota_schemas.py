@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,10 +12,10 @@ from otel_metering.contract.quota import Enforcement, Period, QuotaDefinition, a
 from otel_metering.errors import InvalidUsageError
 from query_api.checks import MAX_TTL_SECONDS
 from query_api.counters import Reservation, State
-from query_api.gate import Verdict
 from query_api.periods import format_instant
 from query_api.quotas import NANO, Reason, nano_text
 from query_api.schemas import TENANT_DOC, Closed, decimal_text
+from query_api.verdicts import Verdict
 from receiver.store.quotas import StoredQuota
 
 _MS_NS: Final = 1_000_000
@@ -272,15 +273,20 @@ def check_json(verdict: Verdict) -> dict[str, object]:
             "used": nano_text(binding.used) if is_known else None,
             "reserved": nano_text(binding.reserved) if is_known else None,
             "remaining": nano_text(max(binding.remaining, 0)) if is_known else None,
-            "resets_at": None if verdict.ends_ns is None else format_instant(verdict.ends_ns),
+            "resets_at": None if verdict.ends_ns is None else _end(verdict.ends_ns),
             "reason": decision.reason,
             "enforcement": quota.enforcement,
-            "quota_id": quota.quota_id,
+            "quota_id": binding.applied.quota_id,
         }
     if held is not None:
         found["reservation_id"] = held.reservation_id
         found["expires_at"] = format_instant(held.expires_ms * _MS_NS)
     return found
+
+
+@lru_cache(maxsize=1_000)
+def _end(ns: int) -> str:
+    return format_instant(ns)
 
 
 _UNKNOWN: Final = frozenset({Reason.STATE_UNAVAILABLE, Reason.RECOVERING})

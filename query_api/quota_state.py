@@ -11,11 +11,12 @@ from query_api.config import Settings
 from query_api.counters import Counters
 from query_api.counters_memory import MemoryCounters
 from query_api.counters_redis import RedisCounters
-from query_api.gate import Gate, Outage, Policy
+from query_api.gate import Gate
 from query_api.journal import Journal
 from query_api.keeper import Keeper, Pace
 from query_api.tally import Tally
 from query_api.usage_source import Source
+from query_api.verdicts import Outage, Policy
 from receiver.store.client import Store
 from receiver.store.quotas import Quotas
 

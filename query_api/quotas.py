@@ -117,12 +117,14 @@ class Applied:
 
     Attributes:
         quota: The definition.
+        quota_id: Its name, which takes a hash to make.
         rule: What it counts.
         limit: In billionths.
         ceiling: The same with grace; None: the quota is soft, so there is none.
     """
 
     quota: QuotaDefinition
+    quota_id: str
     rule: Rule
     limit: int
     ceiling: int | None
@@ -171,6 +173,7 @@ class Book:
         is_hard = quota.enforcement is Enforcement.HARD
         return Applied(
             quota=quota,
+            quota_id=quota.quota_id,
             rule=Rule(
                 tag=tag,
                 aggregation=aggregation if aggregation in COUNTABLE else None,

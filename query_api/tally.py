@@ -15,7 +15,6 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Final
 
 from otel_metering.clock import Clock
@@ -37,19 +36,6 @@ _MS_NS: Final = 1_000_000
 _TICK_SECONDS: Final = 0.5
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Loaded:
-    """A counter that is being kept.
-
-    Attributes:
-        counter: Which.
-        number: Counts up to this one are in its value.
-    """
-
-    counter: Counter
-    number: int
 
 
 Loading = Future[UnavailableError | None]
@@ -94,7 +80,8 @@ class Tally:
         self._lock = threading.Lock()
         self._applied = threading.Condition(self._lock)
         self._last_number = -1
-        self._loaded: dict[str, _Loaded] = {}
+        # (counter, number): counts up to this one are in its value.
+        self._loaded: dict[str, tuple[Counter, int]] = {}
         self._watched: dict[str, list[tuple[int, int]]] = {}
         self._loading: dict[str, tuple[float, Loading]] = {}
         # One measurement at a time.
@@ -111,7 +98,7 @@ class Tally:
     @property
     def loaded(self) -> list[Counter]:
         """The counters that are kept."""
-        return [one.counter for one in list(self._loaded.values())]
+        return [counter for counter, _ in list(self._loaded.values())]
 
     @property
     def is_behind(self) -> bool:
@@ -229,7 +216,7 @@ class Tally:
         deltas = []
         for key, amount in usage.amounts.items():
             loaded = self._loaded.get(key)
-            if loaded is not None and number > loaded.number and amount:
+            if loaded is not None and number > loaded[1] and amount:
                 deltas.append((key, amount))
         if not (deltas or usage.settlements):
             return None
@@ -241,8 +228,6 @@ class Tally:
                 for key, amount in one.amounts.items():
                     if key in self._watched:
                         self._watched[key].append((number, amount))
-
-    # Loading
 
     def _load_often(self) -> None:
         while not self._stopping.is_set():
@@ -308,7 +293,7 @@ class Tally:
             ]
             self._counters.change(puts)
             for counter in wanted:
-                self._loaded[counter.key] = _Loaded(counter, last)
+                self._loaded[counter.key] = counter, last
         self._add("loads", len(wanted))
 
     def _hold_in(self, counter: Counter) -> None:
@@ -349,8 +334,6 @@ class Tally:
         finally:
             for one in counters:
                 self._watched.pop(one.key, None)
-
-    # Reconciling
 
     def reconcile(self) -> int:
         """Compare each counter of a current period with what was stored, correct it; returns how many were wrong.

@@ -12,7 +12,6 @@ from fastapi.responses import JSONResponse
 from otel_metering.contract.quota import check_quota
 from query_api.audit import audit
 from query_api.auth import Administrator, Reader, reachable_tenant
-from query_api.gate import Status
 from query_api.parameters import only
 from query_api.periods import format_instant
 from query_api.problems import ForbiddenError, NotFoundError, documented
@@ -29,6 +28,7 @@ from query_api.quota_schemas import (
 )
 from query_api.quotas import Applied, crossed, nano_text
 from query_api.services import Services, ServicesDep
+from query_api.verdicts import Status
 from receiver.store.keys import Principal
 from receiver.store.quotas import StoredQuota
 
@@ -154,7 +154,7 @@ def _is_visible(quota: StoredQuota, tenant_id: str | None) -> bool:
 
 
 def _quota_id(status: Status) -> str:
-    return status.standing.applied.quota.quota_id
+    return status.standing.applied.quota_id
 
 
 def _status(status: Status, stored: dict[str, StoredQuota]) -> dict[str, object]:

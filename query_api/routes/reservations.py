@@ -53,7 +53,7 @@ _ONLY = [Depends(only(ReservationParameters))]
     dependencies=_ONLY,
 )
 def get_reservation(found: Found) -> JSONResponse:
-    """One reservation; one that has ended is remembered for a day."""
+    """One reservation; one that has ended is remembered for ten minutes."""
     return JSONResponse(reservation_json(found))
 
 

@@ -13,11 +13,11 @@ from otel_metering.contract.event import UsageEvent
 from otel_metering.contract.meter import Aggregation, MeterDefinition, Meters, Signal
 from otel_metering.contract.quota import Period, QuotaDefinition
 from otel_metering.spool import open_spool
-from query_api.gate import Policy, Question, Verdict
 from query_api.keeper import Pace
 from query_api.quota_state import QuotaSettings, QuotaState
 from query_api.quotas import to_nano
 from query_api.usage_source import Source
+from query_api.verdicts import Policy, Question, Verdict
 from receiver.admit import Outcome
 from receiver.ingest import Ingest, Limits, Work
 from receiver.metering import Metering

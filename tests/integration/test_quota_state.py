@@ -13,9 +13,9 @@ from otel_metering.contract.meter import Signal
 from otel_metering.contract.quota import Enforcement, Period
 from otel_metering.errors import UnavailableError
 from query_api.counters import Adjust, Reservation, State
-from query_api.gate import Policy
 from query_api.problems import ConflictError
 from query_api.quotas import Reason
+from query_api.verdicts import Policy
 from receiver.ingest import Work
 from tests.integration.quota_process import SENDER, Process, event, process
 from tests.otlp import Point, metrics_request
