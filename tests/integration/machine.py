@@ -69,6 +69,7 @@ class Machine:
         self.receiver.ingest.start()
         clock, settings = SystemClock(), config.Settings()
         quotas = open_quotas(self.receiver, self._settings, settings, clock)
+        quotas.start()
         app = create_app(services(self.receiver, quotas, clock, settings))
         try:
             with served(app) as self.url:

@@ -484,6 +484,28 @@ def test_who_counts_usage_is_told_what_is_taken_back(machine: Machine) -> None:
     ]
 
 
+def test_a_quota_follows_also_if_it_is_counted_before_the_correction_is_inserted(
+    machine: Machine,
+) -> None:
+    def used() -> str:
+        check = {"tenant_id": "a", "meter": "calls", "quantity": "0"}
+        answer = machine.client.post("/v1/meter/validate", json=check)
+        return str(answer.json()["used"])
+
+    machine.send(event("one", "2.5"), event("two", "4"), event("three", "8"))
+    machine.write()
+    machine.void("one")
+    machine.correct("two", quantity="3")
+    quota = {"tenant_id": "a", "meter": "calls", "limit": "100", "period": "lifetime"}
+    assert machine.client.put("/v1/meter/quotas", json=quota).status_code == 200
+
+    assert used() == "11"  # from the database, and from what waits in the spool
+    assert machine.void("three").status_code == 200
+    assert used() == "3"  # as it is acknowledged
+    machine.write()
+    assert used() == "3"
+
+
 def test_who_fails_to_listen_costs_no_correction(machine: Machine) -> None:
     def fail(*_: object) -> None:
         raise ZeroDivisionError
