@@ -43,4 +43,6 @@ def audit(
 
 
 def _text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    # JSON can spell half of a surrogate pair; whether that is allowed is said behind this.
+    return text.encode(errors="replace").decode()

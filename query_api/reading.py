@@ -76,9 +76,10 @@ async def _run(request: Request, services: Services, work: Callable[[Store, Read
             f"{_REMEDY}"
         ) from error
     except asyncio.CancelledError:
-        # The answer had begun, and its client has gone away. Nobody waits here any more, so neither does this.
+        # The answer had begun, and its client has gone away. Whoever cancels may do so again: the task is kept.
         _cancelling.add(task := asyncio.ensure_future(run_in_threadpool(store.cancel, limits.tag)))
         task.add_done_callback(_cancelling.discard)
+        await asyncio.shield(task)
         raise
     finally:
         leaving.cancel()

@@ -41,6 +41,9 @@ EXPORT_PAGE: Final = 50_000
 """Events that one statement of an export reads: some 25 MB, whatever the size of the export."""
 
 _MEDIA_TYPES: Final = {Shape.CSV: "text/csv", Shape.NDJSON: "application/x-ndjson"}
+_LINES_DOC: Final[dict[str, Any]] = {
+    kind: {"schema": {"type": "string"}} for kind in _MEDIA_TYPES.values()
+}
 _EXAMPLE: Final[dict[str, Any]] = {
     "event_id": "order-1042-line-3",
     "tenant_id": "tenant_a",
@@ -124,7 +127,7 @@ def _parse(request: Request, body: bytes, bound_tenant_id: str | None) -> Intake
 @router.get(
     "",
     response_model=EventsAnswer,
-    responses=documented(TooLargeError),
+    responses={200: {"content": _LINES_DOC}, **documented(TooLargeError)},
     openapi_extra=conditions_doc(of_events=True),
 )
 async def list_events(
@@ -168,7 +171,7 @@ async def list_events(
         **documented(TooLargeError),
         200: {
             "description": "One event a line.",
-            "content": {kind: {"schema": {"type": "string"}} for kind in _MEDIA_TYPES.values()},
+            "content": _LINES_DOC,
         },
     },
     openapi_extra=conditions_doc(of_events=True),

@@ -20,12 +20,6 @@ from tests.waiting import eventually
 
 NOON = datetime(2026, 9, 1, 12, tzinfo=UTC)
 
-until_there = pytest.mark.xfail(
-    strict=False,
-    reason="until the routes of this change are there",
-    raises=(ApiError, AssertionError),
-)
-
 
 def client_of(up: Up) -> MeteringClient:
     return MeteringClient(f"http://{up.api}", KEY, max_retries=2)
@@ -145,7 +139,6 @@ def test_what_follows_shows_each_event_once_and_ends_with_ctrl_c(up: Up) -> None
     assert len(seen) == len(set(seen))
 
 
-@until_there
 def test_an_event_is_voided_and_another_corrected(up: Up) -> None:
     with client_of(up) as client:
         send(client, "c_void", ["1", "10", "100"])
@@ -162,7 +155,6 @@ def test_an_event_is_voided_and_another_corrected(up: Up) -> None:
         assert {one.action for one in listed} == {"void", "correct"}
 
 
-@until_there
 @pytest.mark.parametrize("form", ["csv", "ndjson"])
 def test_an_export_has_every_event_once_oldest_first(up: Up, form: Any) -> None:
     with client_of(up) as client:
@@ -176,7 +168,6 @@ def test_an_export_has_every_event_once_oldest_first(up: Up, form: Any) -> None:
     assert f"{tenant}-298".encode() in lines[-1]
 
 
-@until_there
 def test_usage_in_another_zone_has_its_days(up: Up) -> None:
     with client_of(up) as client:
         send(client, "c_zone", ["1"])
@@ -196,7 +187,6 @@ def test_usage_in_another_zone_has_its_days(up: Up) -> None:
     assert [row.value for row in usage] == [1, 0]
 
 
-@until_there
 def test_a_quota_holds_what_is_reserved_and_counts_what_is_committed(up: Up) -> None:
     with client_of(up) as client:
         quota = client.set_quota("api.calls", 10, period="lifetime", tenant_id="c_quota")
@@ -216,7 +206,6 @@ def test_a_quota_holds_what_is_reserved_and_counts_what_is_committed(up: Up) -> 
         assert client.validate("c_quota", "api.calls", 50).reason == "no_quota"
 
 
-@until_there
 def test_a_key_is_rotated_a_token_reads_one_tenant_and_both_are_in_the_audit_log(up: Up) -> None:
     with client_of(up) as client:
         made = client.create_key("n", ["query"], tenant_id="c_key", rate_limit_per_second=100)

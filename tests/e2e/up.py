@@ -12,7 +12,9 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +136,11 @@ class Up:
             days = ask("day", **bounds)
             if not days:
                 return []
-            bounds = {"from": days[0]["window_start"], "to": days[-1]["window_end"]}
+            return [
+                row
+                for start, end in _months(days[0]["window_start"], days[-1]["window_end"])
+                for row in ask(window, **{"from": start, "to": end})
+            ]
         return ask(window, **bounds)
 
     def eventually_totals(
@@ -171,6 +177,16 @@ class Up:
         assert self._process is not None
         self._process.send_signal(number)
         return self.wait()
+
+
+def _months(start: str, end: str) -> list[tuple[str, str]]:
+    """A range in parts of 60 days: an answer has at most 100,000 windows."""
+    first, last = datetime.fromisoformat(start), datetime.fromisoformat(end)
+    edges = [first]
+    while edges[-1] < last:
+        edges.append(min(edges[-1] + timedelta(days=60), last))
+    shown = [edge.isoformat() for edge in edges]
+    return list(pairwise(shown))
 
 
 def run(*arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":

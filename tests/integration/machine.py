@@ -44,7 +44,8 @@ class Faults:
         self.inserted: list[tuple[str, str]] = []
 
     def insert(self, table: str, token: str, store: Any) -> None:
-        fault = self.next.pop(0) if self.next else "none"
+        is_usage = table in {tables.EVENTS, tables.EVENT_CORRECTIONS}
+        fault = self.next.pop(0) if self.next and is_usage else "none"
         if fault != "before":
             store()
             self.inserted.append((table, token))
