@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,10 @@ from otel_metering.clock import SystemClock
 from otel_metering.contract.event import Admission
 from otel_metering.contract.meter import MeterDefinition, Meters
 from query_api.app import create_app
+from query_api.quota_state import QuotaSettings, QuotaState
 from query_api.services import Services
+from query_api.usage_source import Source
+from receiver.pending import Pending
 from receiver.store.client import Store
 from receiver.store.keys import ApiKeys, Scope
 from receiver.store.migrate import migrate
@@ -38,7 +42,7 @@ SECONDS = 365 * 86_400
 CHUNK = 1_000_000
 BURST = 10
 """Events of one tenant and region in one minute."""
-RAW_SECONDS = 60.0
+RAW_SECONDS = 20.0
 """How long one question is asked of the events: some take seconds."""
 
 QUESTIONS: dict[str, dict[str, Any]] = {
@@ -128,14 +132,32 @@ def _in_a_process(path: Path, size: int, times: int) -> dict[str, Any]:
 async def _measure(path: Path, size: int, times: int) -> dict[str, Any]:
     store = Store(f"chdb://{_folder(path, size)}/clickhouse")
     clock = SystemClock()
+    migrate(store, clock)
     keys = ApiKeys(store, clock)
     keys.start()
     _, key = keys.create(name="bench", scopes=[Scope.QUERY])
+
+    def meters() -> Meters:
+        return Meters((MeterDefinition(slug=METER, group_by=("region",)),))
+
+    source = Source(
+        name="bench",
+        store=store,
+        at_rest=lambda _: nullcontext(Pending(number=0, events=None)),
+        meters=meters,
+    )
     services = Services(
         store=store,
         keys=keys,
         clock=clock,
-        meters=lambda: Meters((MeterDefinition(slug=METER, group_by=("region",)),)),
+        meters=meters,
+        quotas=QuotaState(
+            QuotaSettings(journal=path / f"quota-{size}.db"),
+            store=store,
+            meters=meters,
+            source=source,
+            clock=clock,
+        ),
         submit=lambda _events, _principal: Admission(accepted=0, duplicates=0, rejected=()),
         checks={},
     )
