@@ -48,7 +48,7 @@ def serve(kind: str, folder: str, port: int) -> None:
     clock = SystemClock()
     receiver = Receiver(settings, clock)
     receiver.start()
-    embedded.ensure_admin_key(receiver, settings)
+    embedded.ensure_admin_key(receiver, settings, clock)
     quotas = embedded.open_quotas(receiver, settings, config.Settings(), clock)
     quotas.start()
     services = replace(embedded.services(receiver, quotas, clock, config.Settings()))
