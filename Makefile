@@ -28,7 +28,7 @@ up: $(STAMP)  ## receiver and query API in one process, data in ./data
 	@$(BIN)/otel-metering up --data-dir data $(ARGS)
 
 test: $(STAMP)  ## all tests; ARGS=--long for the long forms
-	@$(BIN)/python -m pytest -n 2 $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 check: format lint types test  ## what CI runs
 

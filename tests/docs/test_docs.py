@@ -29,7 +29,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 
 
 def test_the_code_of_the_readme_is_metered(up: Up, tmp_path: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.S)
+    code, _ = codes()
     settings = {
         "METERING_ENDPOINT": f"http://{up.http}",
         "METERING_API_KEY": KEY,
@@ -43,6 +43,24 @@ def test_the_code_of_the_readme_is_metered(up: Up, tmp_path: Path) -> None:
         return [(one["tenant_id"], one["dimensions"], one["quantity"]) for one in answer["data"]]
 
     eventually(usage, lambda found: found == [("acme", {"region": "eu"}, "3")])
+
+
+def test_the_code_of_the_readme_asks_before_usage_and_records_it(up: Up) -> None:
+    _, code = codes()
+    code = code.replace("http://127.0.0.1:8080", f"http://{up.api}").replace("otm_...", KEY)
+
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+    def usage() -> list[tuple[str, str]]:
+        answer = up.get("/v1/meter/events", meter="llm.tokens")
+        return [(one["tenant_id"], one["quantity"]) for one in answer["data"]]
+
+    eventually(usage, lambda found: found == [("acme", "3120")])
+
+
+def codes() -> list[str]:
+    """The programs in the README."""
+    return re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.S)
 
 
 def test_the_settings_page_is_that_of_the_code() -> None:
