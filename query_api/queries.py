@@ -358,25 +358,3 @@ def _wanted(part: Part, groups: Sequence[str], bound: _Bound) -> list[str]:
 
 def _tenant(tenant_id: str | None, bound: _Bound) -> list[str]:
     return [] if tenant_id is None else [f"source.tenant_id = {bound('String', tenant_id)}"]
-
-
-def _tenant_condition(tenant_id: str | None) -> list[str]:
-    return [] if tenant_id is None else ["source.tenant_id = {tenant_id:String}"]
-
-
-def _tenant_parameter(tenant_id: str | None) -> dict[str, object]:
-    return {} if tenant_id is None else {"tenant_id": tenant_id}
-
-
-def _filter_conditions(column: str, filters: Mapping[str, Sequence[str]]) -> list[str]:
-    return [
-        f"has({{filter{i}_values:Array(String)}}, {column}[{{filter{i}_name:String}}])"
-        for i in range(len(filters))
-    ]
-
-
-def _filter_parameters(filters: Mapping[str, Sequence[str]]) -> dict[str, object]:
-    parameters: dict[str, object] = {}
-    for i, (name, values) in enumerate(filters.items()):
-        parameters |= {f"filter{i}_name": name, f"filter{i}_values": list(values)}
-    return parameters

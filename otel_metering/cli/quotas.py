@@ -42,6 +42,18 @@ class Period(StrEnum):
     LIFETIME = "lifetime"
 
 
+_HEADER: Final = (
+    "quota id",
+    "tenant",
+    "meter",
+    "limit",
+    "grace",
+    "period",
+    "enforcement",
+    "filter",
+)
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     group = typer.Typer(help="Quotas: set, list, get, delete, status.", no_args_is_help=True)
@@ -102,9 +114,8 @@ def _list(
     """List quotas."""
     with connect(api_url, api_key) as client:
         found = list(client.iter_quotas(tenant_id=tenant or None, meter=meter or None))
-    header = ("quota id", "tenant", "meter", "limit", "grace", "period", "enforcement", "filter")
     rows = [_row(quota) for quota in found]
-    _print(header, rows, [fields(quota) for quota in found], output, "there are no quotas")
+    _print(_HEADER, rows, [fields(quota) for quota in found], output, "there are no quotas")
 
 
 def _get(
@@ -120,17 +131,7 @@ def _get(
     if output is Format.TABLE:
         _print_one(quota)
     else:
-        header = (
-            "quota id",
-            "tenant",
-            "meter",
-            "limit",
-            "grace",
-            "period",
-            "enforcement",
-            "filter",
-        )
-        _print(header, [_row(quota)], fields(quota), output, "")
+        _print(_HEADER, [_row(quota)], fields(quota), output, "")
 
 
 def _delete(quota_id: QuotaId, *, api_url: ApiUrl = "", api_key: ApiKey = "") -> None:

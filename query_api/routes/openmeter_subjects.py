@@ -1,8 +1,7 @@
 """`/api/v1/subjects`: which tenants have usage, and where they stand in their quotas."""
 
 from collections.abc import Sequence
-from decimal import Decimal
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, Field
@@ -22,8 +21,6 @@ from query_api.services import Services, ServicesDep
 from receiver.store.keys import Principal
 
 router = APIRouter(prefix="/api", tags=["OpenMeter-compatible"])
-
-_ZERO: Final = Decimal(0)
 
 
 class ValueParameters(BaseModel):

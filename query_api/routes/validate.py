@@ -22,7 +22,6 @@ from receiver.store.keys import Principal, Scope
 router = APIRouter(prefix="/v1/meter/validate", tags=["quotas"])
 
 _BEARER: Final = "bearer "
-_ANSWER: Final = "#/components/schemas/CheckAnswer"
 _EXAMPLE: Final = {"tenant_id": "tenant_a", "meter": "api.calls", "quantity": "1"}
 _DOC: Final[dict[str, Any]] = {
     "security": [{"HTTPBearer": []}, {"APIKeyHeader": []}],
