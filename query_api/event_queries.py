@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Final
 
 from otel_metering.contract import attributes
-from query_api.filters import Filter, Operator
+from query_api.filters import Filter, condition
 from query_api.periods import Range
 from query_api.queries import Statement
 from receiver.store import tables
@@ -361,18 +361,12 @@ def _owner_parameters(tenant_id: str | None, meter: str | None) -> dict[str, obj
     return {name: value for name, value in given.items() if value is not None}
 
 
-_CONDITIONS: Final = {
-    Operator.IS: "has({values}, {attribute})",
-    Operator.PREFIX: "arrayExists(start -> startsWith({attribute}, start), {values})",
-    Operator.NOT: "NOT has({values}, {attribute})",
-}
-
-
 def _filter_conditions(filters: Sequence[Filter]) -> list[str]:
     return [
-        _CONDITIONS[one.operator].format(
-            values=f"{{filter{i}_values:Array(String)}}",
-            attribute=f"source.attributes[{{filter{i}_name:String}}]",
+        condition(
+            one.operator,
+            f"source.attributes[{{filter{i}_name:String}}]",
+            f"{{filter{i}_values:Array(String)}}",
         )
         for i, one in enumerate(filters)
     ]

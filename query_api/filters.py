@@ -33,6 +33,13 @@ class Filter:
     is_attribute: bool = False
 
 
+def condition(operator: Operator, value: str, values: str) -> str:
+    """The condition in SQL, of the SQL of a value and of that of the filter's values."""
+    if operator is Operator.PREFIX:
+        return f"arrayExists(start -> startsWith({value}, start), {values})"
+    return f"{'NOT ' if operator is Operator.NOT else ''}has({values}, {value})"
+
+
 def any_of(values: Mapping[str, Sequence[str]]) -> tuple[Filter, ...]:
     """Filters by dimensions: each must be one of the values given for it."""
     return tuple(Filter(name=name, values=tuple(found)) for name, found in values.items())

@@ -19,7 +19,7 @@ import numpy as np
 
 from otel_metering.contract.meter import Aggregation, MeterDefinition
 from otel_metering.errors import InvalidUsageError
-from query_api.filters import Filter, Operator
+from query_api.filters import Filter, condition
 from query_api.periods import SECOND_NS, Grain, Range
 from query_api.plan import Cells, Read, plan
 from query_api.recipes import COUNT, RECIPES
@@ -334,9 +334,7 @@ def _matches(wanted: Filter, bound: _Bound) -> str:
     column = "source.attributes" if wanted.is_attribute else "source.dimensions"
     value = f"{column}[{bound('String', wanted.name)}]"
     values = bound("Array(String)", list(wanted.values))
-    if wanted.operator is Operator.PREFIX:
-        return f"arrayExists(prefix -> startsWith({value}, prefix), {values})"
-    return f"{'NOT ' if wanted.operator is Operator.NOT else ''}has({values}, {value})"
+    return condition(wanted.operator, value, values)
 
 
 def _wanted(part: Part, groups: Sequence[str], bound: _Bound) -> list[str]:
