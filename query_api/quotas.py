@@ -11,7 +11,6 @@ from enum import StrEnum
 from functools import cached_property
 from hashlib import blake2b
 from typing import Final
-from zoneinfo import ZoneInfo
 
 from otel_metering.contract.meter import Aggregation, Meters
 from otel_metering.contract.quota import (
@@ -21,7 +20,8 @@ from otel_metering.contract.quota import (
     Period,
     QuotaDefinition,
 )
-from query_api.quota_periods import Span, span_of, zone_of
+from query_api.quota_periods import Span, span_of
+from query_api.zones import Zone, load
 
 NANO: Final = 10**9
 MAX_CACHED: Final = 100_000
@@ -80,9 +80,9 @@ class Rule:
     _current: list[Counter] = field(default_factory=list, compare=False, repr=False)
 
     @cached_property
-    def zone(self) -> ZoneInfo:
+    def zone(self) -> Zone:
         """Of its days."""
-        return zone_of(self.timezone)
+        return load(self.timezone)
 
     @cached_property
     def scope(self) -> str:

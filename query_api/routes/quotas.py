@@ -15,7 +15,6 @@ from query_api.auth import Administrator, Reader, reachable_tenant
 from query_api.parameters import only
 from query_api.periods import format_instant
 from query_api.problems import ForbiddenError, NotFoundError, documented
-from query_api.quota_periods import zone_of
 from query_api.quota_schemas import (
     NewQuota,
     Quota,
@@ -29,6 +28,7 @@ from query_api.quota_schemas import (
 from query_api.quotas import Applied, crossed, nano_text
 from query_api.services import Services, ServicesDep
 from query_api.verdicts import Status
+from query_api.zones import load
 from receiver.store.keys import Principal
 from receiver.store.quotas import StoredQuota
 
@@ -45,7 +45,7 @@ def put_quota(services: ServicesDep, principal: Administrator, body: NewQuota) -
     """
     tenant_id = reachable_tenant(principal, body.tenant_id)
     definition = body.definition(tenant_id)
-    zone_of(definition.timezone)
+    load(definition.timezone)
     check_quota(definition, services.meters().find(definition.meter))
     audit(
         services,

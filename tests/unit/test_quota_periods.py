@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from otel_metering.contract.quota import Period
 from otel_metering.errors import InvalidUsageError
-from query_api.quota_periods import Span, span_of, zone_of
+from query_api.quota_periods import Span, span_of
+from query_api.zones import load
 
 ZONES = [
     "UTC",
@@ -59,11 +60,11 @@ def span(start: str, end: str) -> Span:
 def test_a_period_has_the_edges_of_its_calendar(
     period: Period, anchor: int | None, zone: str, at: str, expected: tuple[str, str]
 ) -> None:
-    assert span_of(period, anchor, ZoneInfo(zone), ns(at)) == span(*expected)
+    assert span_of(period, anchor, load(zone), ns(at)) == span(*expected)
 
 
 def test_a_lifetime_has_no_end() -> None:
-    assert span_of(Period.LIFETIME, None, ZoneInfo("UTC"), 5) == Span(0, None)
+    assert span_of(Period.LIFETIME, None, load("UTC"), 5) == Span(0, None)
 
 
 periods = st.sampled_from([one for one in Period if one is not Period.LIFETIME])
@@ -79,7 +80,7 @@ def test_periods_have_neither_gap_nor_overlap(
     period: Period, anchor: int | None, zone: str, at: int
 ) -> None:
     anchor = anchor if period is Period.MONTH else None
-    where = ZoneInfo(zone)
+    where = load(zone)
     found = span_of(period, anchor, where, at)
     assert found.end_ns is not None
 
@@ -95,7 +96,7 @@ def test_periods_have_neither_gap_nor_overlap(
     at=st.integers(ns("2001-01-01T00:00Z"), ns("2037-01-01T00:00Z")),
 )
 def test_an_anchored_month_begins_on_its_day_or_the_last(zone: str, anchor: int, at: int) -> None:
-    found = span_of(Period.MONTH, anchor, ZoneInfo(zone), at)
+    found = span_of(Period.MONTH, anchor, load(zone), at)
     begin = (
         datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=found.start_ns // 10**9)
     ).astimezone(ZoneInfo(zone))
@@ -109,4 +110,4 @@ def test_an_anchored_month_begins_on_its_day_or_the_last(zone: str, anchor: int,
 )
 def test_an_unknown_zone_is_named(name: str) -> None:
     with pytest.raises(InvalidUsageError, match="timezone"):
-        zone_of(name)
+        load(name)
