@@ -46,7 +46,7 @@ bench: $(STAMP)  ## measure; prints a table
 	@$(BIN)/python -m bench $(ARGS)
 
 lock:  ## refresh requirements.lock (needs uv)
-	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --extra embedded --group dev pyproject.toml -o requirements.lock
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --extra embedded --extra grpc --extra jwt --group dev pyproject.toml -o requirements.lock
 
 proto: $(STAMP)  ## regenerate the lazy OTLP classes
 	@$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. receiver/otlp/lazy.proto

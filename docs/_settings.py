@@ -1,6 +1,7 @@
 """Writes docs/settings.md from the settings classes: `python docs/_settings.py`. A test compares."""
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -68,15 +69,13 @@ def _sdk_rows(table: Mapping[str, tuple[str, ...]], described: Mapping[str, str]
 
 
 def _described_attributes(settings: type) -> dict[str, str]:
-    described = {
-        "api_key": "The API key; sent as `Authorization: Bearer`.",
-        "transport_mode": "How usage travels; `http` so far.",
-    }
+    described = {"api_key": "The API key; sent as `Authorization: Bearer`."}
     documented = inspect.getdoc(settings) or ""
-    for line in documented.partition("Attributes:")[2].splitlines():
-        name, separator, text = line.strip().partition(": ")
+    section = inspect.cleandoc(documented.partition("Attributes:")[2])
+    for entry in re.split(r"\n(?! )", section):
+        name, separator, text = entry.partition(": ")
         if separator:
-            described.setdefault(name, text)
+            described.setdefault(name, " ".join(text.split()))
     return described
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from opentelemetry.sdk.resources import Resource
@@ -23,11 +23,29 @@ from otel_metering.errors import ConfigurationError
 
 _log = logging.getLogger("otel_metering")
 
+Protocol = Literal["http/protobuf", "grpc"]
+Durability = Literal["normal", "mmap", "full"]
+TransportMode = Literal["durable", "memory", "global", "mirror"]
+
+C = TypeVar("C", bound=str)
+
+_DEFAULT_ENDPOINTS: Final = {
+    "http/protobuf": "http://localhost:4318",
+    "grpc": "http://localhost:4317",
+}
+"""OpenTelemetry specification, OTLP exporter configuration."""
+
 _VARIABLES: Final[Mapping[str, tuple[str, ...]]] = {
     "endpoint": ("METERING_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
     "api_key": ("METERING_API_KEY",),
     "headers": ("METERING_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"),
     "certificate_file": ("METERING_CERTIFICATE_FILE", "OTEL_EXPORTER_OTLP_CERTIFICATE"),
+    "client_certificate_file": (
+        "METERING_CLIENT_CERTIFICATE_FILE",
+        "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
+    ),
+    "client_key_file": ("METERING_CLIENT_KEY_FILE", "OTEL_EXPORTER_OTLP_CLIENT_KEY"),
+    "protocol": ("METERING_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"),
     "compression": ("METERING_COMPRESSION", "OTEL_EXPORTER_OTLP_COMPRESSION"),
     "timeout_seconds": ("METERING_TIMEOUT_SECONDS",),
     "transport_mode": ("METERING_TRANSPORT_MODE",),
@@ -38,6 +56,9 @@ _VARIABLES: Final[Mapping[str, tuple[str, ...]]] = {
     "batch_size": ("METERING_BATCH_SIZE",),
     "max_series_per_meter": ("METERING_MAX_SERIES_PER_METER",),
     "retry_max_attempts": ("METERING_RETRY_MAX_ATTEMPTS",),
+    "api_url": ("METERING_API_URL",),
+    "quota_fail_mode": ("METERING_QUOTA_FAIL_MODE",),
+    "lease_seconds": ("METERING_LEASE_SECONDS",),
 }
 """Where a setting is looked for, best first. OTEL_EXPORTER_OTLP_TIMEOUT is not honoured: languages
 disagree whether it is seconds or milliseconds."""
@@ -60,38 +81,55 @@ class Settings:
     Attributes:
         service_name: The resource attribute `service.name`.
         resource: All resource attributes except `service.instance.id`.
-        endpoint: OTLP/HTTP base URL; `/v1/metrics` and `/v1/logs` are added to it.
+        protocol: Of OTLP; "grpc" needs the extra `grpc`.
+        endpoint: OTLP base URL; over HTTP `/v1/metrics` and `/v1/logs` are added to it.
         headers: Sent with every request; holds the API key.
         certificate_file: CA certificates (PEM) for https; None: the system's.
+        client_certificate_file: Our own certificate (PEM), where the receiver asks for one.
+        client_key_file: Its private key (PEM).
         compression: Of request bodies.
         timeout_seconds: For connecting, and for each read and write.
+        transport_mode: "durable": on disk, then sent. "memory": sent from memory. "global": counted by
+            instruments of the application's own MeterProvider. "mirror": durable, and counted there too.
         spool_dir: Folder of all spools; each service has a folder in it, each process a file.
         spool_max_bytes: Bound on what waits in this process's spool.
-        durability: "normal": a flush survives the process. "full": also a power failure.
+        durability: What survives at once. "normal": what was flushed survives the process. "mmap":
+            all usage does. "full": and what was flushed, and each event, a power failure.
         flush_interval_seconds: Between two flushes: what a SIGKILL can cost.
         batch_size: Points per request.
         max_series_per_meter: Combinations of tenant and dimensions in memory; more lose dimensions.
         retry_max_attempts: Attempts before a request is set aside; None: without end.
         retry_initial_seconds: Pause after the first failed attempt; doubles with each.
         retry_max_seconds: Longest pause, unless the receiver asks for a longer one.
+        api_url: Of the query API, which is asked about quotas; `/v1/meter/...` is added to it.
+        quota_fail_mode: What an enforced quota does when it cannot be asked: "open" allows, "closed"
+            denies.
+        lease_seconds: How long units that are reserved ahead stay reserved when this process dies.
     """
 
     service_name: str
     resource: Mapping[str, AttributeValue]
+    protocol: Protocol
     endpoint: str
     headers: Mapping[str, str] = field(repr=False)
     certificate_file: str | None
+    client_certificate_file: str | None
+    client_key_file: str | None
     compression: Literal["gzip", "none"]
     timeout_seconds: float
+    transport_mode: TransportMode
     spool_dir: Path
     spool_max_bytes: int
-    durability: Literal["normal", "full"]
+    durability: Durability
     flush_interval_seconds: float
     batch_size: int
     max_series_per_meter: int
     retry_max_attempts: int | None
     retry_initial_seconds: float
     retry_max_seconds: float
+    api_url: str
+    quota_fail_mode: Literal["open", "closed"]
+    lease_seconds: float
 
 
 def read_settings(**arguments: object) -> Settings:
@@ -101,29 +139,36 @@ def read_settings(**arguments: object) -> Settings:
         ConfigurationError: Names the setting, what it holds, and what it may hold.
     """
     find = _Finder(arguments, os.environ, _VARIABLES)
-    find.choice("transport_mode", ("http",))
     service_name = find.text("service_name")
     given = {SERVICE_NAME: service_name} if service_name is not None else {}
     # Reads OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES as every OpenTelemetry SDK does.
     resource = dict(Resource.create(given).attributes)
     _check_resource(resource)
+    protocol: Protocol = find.choice("protocol", ("http/protobuf", "grpc"))
     return Settings(
         service_name=str(resource[SERVICE_NAME]),
         resource=resource,
-        endpoint=_url(find, "endpoint", "http://localhost:4318"),
+        protocol=protocol,
+        endpoint=_url(find, "endpoint", _DEFAULT_ENDPOINTS[protocol]),
         headers=_headers(find),
         certificate_file=find.text("certificate_file"),
-        compression="gzip" if find.choice("compression", ("gzip", "none")) == "gzip" else "none",
+        client_certificate_file=find.text("client_certificate_file"),
+        client_key_file=find.text("client_key_file"),
+        compression=find.choice("compression", ("gzip", "none")),
         timeout_seconds=find.number("timeout_seconds", 10.0),
+        transport_mode=find.choice("transport_mode", ("durable", "memory", "global", "mirror")),
         spool_dir=_spool_dir(find),
         spool_max_bytes=find.whole("spool_max_bytes", 2**30),
-        durability="full" if find.choice("durability", ("normal", "full")) == "full" else "normal",
+        durability=find.choice("durability", ("normal", "mmap", "full")),
         flush_interval_seconds=find.number("flush_interval_seconds", 1.0),
         batch_size=find.whole("batch_size", 2000),
         max_series_per_meter=find.whole("max_series_per_meter", 50_000),
         retry_max_attempts=find.whole("retry_max_attempts", 0) or None,
         retry_initial_seconds=find.number("retry_initial_seconds", 0.5),
         retry_max_seconds=find.number("retry_max_seconds", 30.0),
+        api_url=_url(find, "api_url", "http://127.0.0.1:8080"),
+        quota_fail_mode=find.choice("quota_fail_mode", ("open", "closed")),
+        lease_seconds=find.number("lease_seconds", 300.0),
     )
 
 
@@ -205,13 +250,14 @@ class _Finder:
             return value
         raise ConfigurationError(f"{source} is {value!r}; it must be text that is not empty")
 
-    def choice(self, name: str, choices: tuple[str, ...]) -> str:
+    def choice(self, name: str, choices: tuple[C, ...]) -> C:
         """One of `choices`; the first is the default."""
         value, source = self.find(name)
         if value is None:
             return choices[0]
-        if isinstance(value, str) and value in choices:
-            return value
+        for choice in choices:
+            if choice == value:
+                return choice
         raise ConfigurationError(f"{source} is {value!r}; it must be {' or '.join(choices)}")
 
     def number(self, name: str, default: float) -> float:

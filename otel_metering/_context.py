@@ -20,9 +20,10 @@ class Holder:
         tenant: Its id; None: not known.
         previous: What was current before.
         span: The request's own span, which gets the tenant as an attribute; None: no such span.
+        claimed: Meters that one instrument counts for the whole request; others leave them to it.
     """
 
-    __slots__ = ("previous", "span", "tenant")
+    __slots__ = ("claimed", "previous", "span", "tenant")
 
     def __init__(
         self, tenant: str | None, *, previous: "Holder | None" = None, span: Span | None = None
@@ -30,6 +31,7 @@ class Holder:
         self.tenant = tenant
         self.previous = previous
         self.span = span
+        self.claimed: frozenset[str] = frozenset() if previous is None else previous.claimed
 
 
 NOBODY = Holder(None)

@@ -28,6 +28,11 @@ class Problem(StrEnum):
     REFUSED_REQUESTS = "refused_requests"
     REJECTED_POINTS = "rejected_points"
     WARNED_REQUESTS = "warned_requests"
+    PILED_UP = "piled_up"
+    DAMAGED_SPOOLS = "damaged_spools"
+    UNCHECKED_CALLS = "unchecked_calls"
+    DENIED_CALLS = "denied_calls"
+    UNMAPPED_SERIES = "unmapped_series"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +51,13 @@ class Stats:
         rejected_points: Points the receiver did not take out of requests that it took.
         warned_requests: Requests that were taken with a warning: some of their usage is kept in the
             receiver's quarantine, and not billed.
+        piled_up: Times at which usage had been waiting for a minute, or half of the spool was full.
+        damaged_spools: Files of ended processes that cannot be read; `otel-metering spool status` names
+            them.
+        unchecked_calls: Calls that an enforced quota let pass, or denied, without having been asked.
+        denied_calls: Calls that an enforced quota denied.
+        unmapped_series: Series that a kill may cost their last flush interval, in spite of
+            `durability`: there was no room for them on disk.
         sent_requests: Requests acknowledged by the receiver.
         pending_requests: Requests on disk that this process has yet to deliver.
         pending_bytes: Their size.
@@ -61,6 +73,11 @@ class Stats:
     refused_requests: int = 0
     rejected_points: int = 0
     warned_requests: int = 0
+    piled_up: int = 0
+    damaged_spools: int = 0
+    unchecked_calls: int = 0
+    denied_calls: int = 0
+    unmapped_series: int = 0
     sent_requests: int = 0
     pending_requests: int = 0
     pending_bytes: int = 0

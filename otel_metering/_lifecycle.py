@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from otel_metering._cells import CellBook
-from otel_metering._config import Settings, read_settings
+from otel_metering._config import Durability, Protocol, Settings, TransportMode, read_settings
 from otel_metering._guard import Stats, guarded, problems
 from otel_metering._outbox import Outbox, gate
 from otel_metering._pipeline import Edges, Pipeline
@@ -159,16 +159,23 @@ def configure(
     headers: Mapping[str, str] | None = None,
     spool_dir: str | os.PathLike[str] | None = None,
     spool_max_bytes: int | None = None,
-    durability: Literal["normal", "full"] | None = None,
+    transport_mode: TransportMode | None = None,
+    durability: Durability | None = None,
     flush_interval_seconds: float | None = None,
     batch_size: int | None = None,
     max_series_per_meter: int | None = None,
     timeout_seconds: float | None = None,
     compression: Literal["gzip", "none"] | None = None,
+    protocol: Protocol | None = None,
     certificate_file: str | None = None,
+    client_certificate_file: str | None = None,
+    client_key_file: str | None = None,
     retry_max_attempts: int | None = None,
     retry_initial_seconds: float | None = None,
     retry_max_seconds: float | None = None,
+    api_url: str | None = None,
+    quota_fail_mode: Literal["open", "closed"] | None = None,
+    lease_seconds: float | None = None,
 ) -> None:
     """Start counting, or go on with other settings.
 
@@ -180,26 +187,41 @@ def configure(
 
     Args:
         service_name: `service.name` [OTEL_SERVICE_NAME].
-        endpoint: OTLP/HTTP base URL [METERING_ENDPOINT, OTEL_EXPORTER_OTLP_ENDPOINT; http://localhost:4318].
+        endpoint: OTLP base URL [METERING_ENDPOINT, OTEL_EXPORTER_OTLP_ENDPOINT; http://localhost:4318, with
+            gRPC http://localhost:4317].
         api_key: Sent as bearer token [METERING_API_KEY].
         headers: Sent with each request [METERING_HEADERS, OTEL_EXPORTER_OTLP_HEADERS].
         spool_dir: Folder where usage waits until it is acknowledged [METERING_SPOOL_DIR;
             otel-metering/spool in XDG_STATE_HOME or ~/.local/state].
         spool_max_bytes: Bound on what waits there for this process [METERING_SPOOL_MAX_BYTES; 1 GiB].
-        durability: "normal": flushed usage survives the end of the process, "full": a power failure too
-            [METERING_DURABILITY; normal].
+        transport_mode: "durable": usage waits on disk until it is acknowledged. "memory": it waits in
+            memory. "global": instruments of the application's own MeterProvider count it, at most once.
+            "mirror": durable, and counted there as well [METERING_TRANSPORT_MODE; durable].
+        durability: "normal": flushed usage survives the end of the process. "mmap": all usage does, also
+            of one that is killed. "full": and flushed usage, and each event with an id, survives a power
+            failure [METERING_DURABILITY; normal].
         flush_interval_seconds: From memory to disk [METERING_BATCH_INTERVAL_SECONDS; 1].
         batch_size: Points in one request [METERING_BATCH_SIZE; 2000].
         max_series_per_meter: Combinations of tenant and dimensions that are kept apart; more are counted
             for their tenant, without dimensions [METERING_MAX_SERIES_PER_METER; 50000].
         timeout_seconds: For connecting, each read and each write [METERING_TIMEOUT_SECONDS; 10].
         compression: Of requests [METERING_COMPRESSION, OTEL_EXPORTER_OTLP_COMPRESSION; gzip].
+        protocol: Of OTLP; "grpc" needs `otel-metering[grpc]` [METERING_PROTOCOL,
+            OTEL_EXPORTER_OTLP_PROTOCOL; http/protobuf].
         certificate_file: CA certificates [METERING_CERTIFICATE_FILE, OTEL_EXPORTER_OTLP_CERTIFICATE;
             the system's].
+        client_certificate_file: Own certificate, where the receiver asks for one
+            [METERING_CLIENT_CERTIFICATE_FILE, OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE].
+        client_key_file: Its private key [METERING_CLIENT_KEY_FILE, OTEL_EXPORTER_OTLP_CLIENT_KEY].
         retry_max_attempts: Attempts before a request is set aside on disk [METERING_RETRY_MAX_ATTEMPTS;
             without end].
         retry_initial_seconds: Pause after a first failure; doubles with each [0.5].
         retry_max_seconds: Longest pause [30].
+        api_url: Of the query API, which is asked about quotas [METERING_API_URL; http://127.0.0.1:8080].
+        quota_fail_mode: When it does not answer, "open" allows and "closed" denies
+            [METERING_QUOTA_FAIL_MODE; open].
+        lease_seconds: How long units that are reserved ahead stay reserved when this process dies
+            [METERING_LEASE_SECONDS; 300].
 
     Raises:
         ConfigurationError: A setting is wrong; the message names it. Earlier settings stay in force.

@@ -275,7 +275,7 @@ class Outbox:
             ) from error
         return open_spool(
             path,
-            durability=self._settings.durability,
+            durability="full" if self._settings.durability == "full" else "normal",
             max_bytes=self._settings.spool_max_bytes,
         )
 
