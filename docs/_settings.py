@@ -69,7 +69,10 @@ def _sdk_rows(table: Mapping[str, tuple[str, ...]], described: Mapping[str, str]
 
 
 def _described_attributes(settings: type) -> dict[str, str]:
-    described = {"api_key": "The API key; sent as `Authorization: Bearer`."}
+    described = {
+        "api_key": "The API key; sent as `Authorization: Bearer`.",
+        "insecure": "Variable only: `true` for no TLS where a gRPC endpoint has no `http://` or `https://`.",
+    }
     documented = inspect.getdoc(settings) or ""
     section = inspect.cleandoc(documented.partition("Attributes:")[2])
     for entry in re.split(r"\n(?! )", section):

@@ -47,6 +47,7 @@ _VARIABLES: Final[Mapping[str, tuple[str, ...]]] = {
     "client_key_file": ("METERING_CLIENT_KEY_FILE", "OTEL_EXPORTER_OTLP_CLIENT_KEY"),
     "protocol": ("METERING_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"),
     "compression": ("METERING_COMPRESSION", "OTEL_EXPORTER_OTLP_COMPRESSION"),
+    "insecure": ("METERING_INSECURE", "OTEL_EXPORTER_OTLP_INSECURE"),
     "timeout_seconds": ("METERING_TIMEOUT_SECONDS",),
     "transport_mode": ("METERING_TRANSPORT_MODE",),
     "spool_dir": ("METERING_SPOOL_DIR",),
@@ -61,7 +62,9 @@ _VARIABLES: Final[Mapping[str, tuple[str, ...]]] = {
     "lease_seconds": ("METERING_LEASE_SECONDS",),
 }
 """Where a setting is looked for, best first. OTEL_EXPORTER_OTLP_TIMEOUT is not honoured: languages
-disagree whether it is seconds or milliseconds."""
+disagree whether it is seconds or milliseconds. Nor are variables of one signal, such as
+OTEL_EXPORTER_OTLP_METRICS_ENDPOINT: usage is one stream to one receiver, whatever it is sent as. Nor is
+OTEL_SDK_DISABLED: who switches telemetry off does not mean to give usage away."""
 
 _CLIENT_VARIABLES: Final[Mapping[str, tuple[str, ...]]] = {
     "url": ("METERING_API_URL",),
@@ -92,7 +95,7 @@ class Settings:
         transport_mode: "durable": on disk, then sent. "memory": sent from memory. "global": counted by
             instruments of the application's own MeterProvider. "mirror": durable, and counted there too.
         spool_dir: Folder of all spools; each service has a folder in it, each process a file.
-        spool_max_bytes: Bound on what waits in this process's spool.
+        spool_max_bytes: Bound on what waits in this process's spool; in memory, it is 64 MiB by default.
         durability: What survives at once. "normal": what was flushed survives the process. "mmap":
             all usage does. "full": and what was flushed, and each event, a power failure.
         flush_interval_seconds: Between two flushes: what a SIGKILL can cost.
@@ -145,20 +148,26 @@ def read_settings(**arguments: object) -> Settings:
     resource = dict(Resource.create(given).attributes)
     _check_resource(resource)
     protocol: Protocol = find.choice("protocol", ("http/protobuf", "grpc"))
+    transport_mode: TransportMode = find.choice(
+        "transport_mode", ("durable", "memory", "global", "mirror")
+    )
+    in_memory = transport_mode in ("memory", "global")
     return Settings(
         service_name=str(resource[SERVICE_NAME]),
         resource=resource,
         protocol=protocol,
-        endpoint=_url(find, "endpoint", _DEFAULT_ENDPOINTS[protocol]),
+        endpoint=_url(
+            find, "endpoint", _DEFAULT_ENDPOINTS[protocol], adds_scheme=protocol == "grpc"
+        ),
         headers=_headers(find),
         certificate_file=find.text("certificate_file"),
         client_certificate_file=find.text("client_certificate_file"),
         client_key_file=find.text("client_key_file"),
         compression=find.choice("compression", ("gzip", "none")),
         timeout_seconds=find.number("timeout_seconds", 10.0),
-        transport_mode=find.choice("transport_mode", ("durable", "memory", "global", "mirror")),
-        spool_dir=_spool_dir(find),
-        spool_max_bytes=find.whole("spool_max_bytes", 2**30),
+        transport_mode=transport_mode,
+        spool_dir=_spool_dir(find, has_files=not in_memory),
+        spool_max_bytes=find.whole("spool_max_bytes", 2**26 if in_memory else 2**30),
         durability=find.choice("durability", ("normal", "mmap", "full")),
         flush_interval_seconds=find.number("flush_interval_seconds", 1.0),
         batch_size=find.whole("batch_size", 2000),
@@ -297,9 +306,13 @@ def _check_resource(resource: Mapping[str, AttributeValue]) -> None:
             ) from error
 
 
-def _url(find: _Finder, name: str, default: str) -> str:
+def _url(find: _Finder, name: str, default: str, *, adds_scheme: bool = False) -> str:
     value, source = find.find(name)
     endpoint = default if value is None else str(value)
+    if adds_scheme and "://" not in endpoint:
+        # OpenTelemetry specification, OTLP exporter: `insecure` is for endpoints without a scheme.
+        is_insecure = str(find.find("insecure")[0]).lower() == "true"
+        endpoint = f"{'http' if is_insecure else 'https'}://{endpoint}"
     try:
         parts = urlsplit(endpoint)
         is_usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -331,10 +344,11 @@ def _check_header(what: str, text: str) -> None:
         raise ConfigurationError(f"{what} must be printable ASCII")
 
 
-def _spool_dir(find: _Finder) -> Path:
+def _spool_dir(find: _Finder, *, has_files: bool) -> Path:
     value, source = find.find("spool_dir")
     if value is None:
-        return _default_spool_dir(find.environment)
+        # Without files no folder is made, not even looked for.
+        return _default_spool_dir(find.environment) if has_files else Path()
     if isinstance(value, (str, os.PathLike)):
         return Path(value).expanduser()
     raise ConfigurationError(f"{source} is {value!r}; it must be a path")

@@ -1,19 +1,25 @@
-"""The sender: spool to network, oldest first, until the receiver has it."""
+"""The sender: queue to network, oldest first, until the receiver has it."""
 
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, assert_never
 
+from otel_metering._answers import Answer, Delivered, NotNow, Refused
+from otel_metering._backlog import Backlog, Tries
 from otel_metering._config import Settings
+from otel_metering._destination import destination_of
 from otel_metering._guard import Problem, problems
-from otel_metering._otlp_http import Answer, Delivered, Destination, NotNow, Refused
-from otel_metering._outbox import Outbox, Parcel
+from otel_metering._modes import AnyOutbox
+from otel_metering._parcel import Parcel
 from otel_metering.clock import Clock
 from otel_metering.errors import UnavailableError
 
 _ADOPTION_SECONDS: Final = 30.0
 """Between two looks for spools of ended processes."""
+
+_TRIES_BEFORE_OTHERS: Final = 5
+"""Failed attempts after which a request lets the others pass before each further one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +52,16 @@ class Sender:
     """
 
     def __init__(
-        self, settings: Settings, outbox: Outbox, *, clock: Clock, jitter: Callable[[], float]
+        self, settings: Settings, outbox: AnyOutbox, *, clock: Clock, jitter: Callable[[], float]
     ) -> None:
         self.sent_count = 0
         self.refused_count = 0
         self._outbox = outbox
         self._clock = clock
-        self._destination = Destination(settings, clock)
+        self._destination = destination_of(settings, clock)
         self._max_attempts = settings.retry_max_attempts
+        self._tries = Tries()
+        self._backlog = Backlog(max_bytes=settings.spool_max_bytes)
         self._backoff = Backoff(
             initial_seconds=settings.retry_initial_seconds,
             max_seconds=settings.retry_max_seconds,
@@ -74,6 +82,7 @@ class Sender:
 
     def wake(self) -> None:
         """Something new is in the outbox."""
+        self._backlog.note_put(self._outbox.put_count, self._clock.monotonic())
         self._wake.set()
 
     def wait_until_sent(self, timeout_seconds: float, *, even_if_failing: bool) -> bool:
@@ -93,7 +102,7 @@ class Sender:
 
         if even_if_failing:
             self._not_before = 0.0
-        self.wake()
+        self._wake.set()
         with self._changed:
             self._changed.wait_for(is_over, timeout_seconds)
         return self._is_settled(target) and self.refused_count == refused
@@ -101,7 +110,7 @@ class Sender:
     def stop(self, timeout_seconds: float) -> None:
         """End the thread; a request it is waiting for will be sent again by whoever is next."""
         self._is_stopping = True
-        self.wake()
+        self._wake.set()
         self._destination.abort()
         if self._thread.is_alive():
             self._thread.join(timeout_seconds)
@@ -117,6 +126,7 @@ class Sender:
         while not self._is_stopping:
             try:
                 pause = self._step()
+                self._watch()
             except Exception as error:  # noqa: BLE001 -- top of the loop: a fault must not end sending
                 problems.report(Problem.INTERNAL_ERRORS, error)
                 pause = self._fail(str(error), 0.0)
@@ -153,15 +163,40 @@ class Sender:
                 self._set_aside(parcel, answer.reason)
                 return 0.0
             case NotNow():
-                if self._max_attempts is not None and self._failures + 1 >= self._max_attempts:
-                    self._set_aside(parcel, answer.reason)
-                    return 0.0
-                return self._fail(answer.reason, answer.after_seconds)
+                return self._try_later(parcel, answer)
             case _:
                 assert_never(answer)
 
+    def _try_later(self, parcel: Parcel, answer: NotNow) -> float:
+        tries = self._tries.count(parcel.payload)
+        if self._max_attempts is not None and tries >= self._max_attempts:
+            self._set_aside(parcel, answer.reason)
+            return 0.0
+        pause = self._fail(answer.reason, answer.after_seconds)
+        if tries >= _TRIES_BEFORE_OTHERS and self._outbox.pending_requests > 1:
+            # It may be this request that the receiver stumbles over, again and again.
+            self._outbox.postpone(parcel)
+            self._backlog.note_postponed(self._clock.monotonic())
+        return pause
+
+    def _watch(self) -> None:
+        """Say once that usage piles up, and be ready to say it again when it has drained."""
+        outbox = self._outbox
+        reason = self._backlog.look(
+            self._clock.monotonic(),
+            settled_count=outbox.settled_count,
+            has_adopted=outbox.has_adopted,
+            pending_requests=outbox.pending_requests,
+            pending_bytes=outbox.pending_bytes,
+        )
+        if reason is not None:
+            problems.report(Problem.PILED_UP, f"usage piles up: {reason}")
+        elif not self._backlog.is_piled_up:
+            problems.settle(Problem.PILED_UP)
+
     def _succeed(self, parcel: Parcel, answer: Delivered) -> None:
         self._outbox.settle(parcel)
+        self._tries.forget(parcel.payload)
         self.sent_count += 1
         self._failures = 0
         problems.settle(Problem.FAILED_SENDS)
@@ -172,6 +207,7 @@ class Sender:
 
     def _set_aside(self, parcel: Parcel, reason: str) -> None:
         self._outbox.set_aside(parcel, reason)
+        self._tries.forget(parcel.payload)
         self.refused_count += 1
         self._failures = 0
         problems.report(Problem.REFUSED_REQUESTS, f"a request is kept aside: {reason}")
@@ -182,5 +218,5 @@ class Sender:
         self._failures += 1
         pause = self._backoff.pause_seconds(self._failures, after_seconds)
         self._not_before = self._clock.monotonic() + pause
-        problems.report(Problem.FAILED_SENDS, f"usage waits on disk: {reason}")
+        problems.report(Problem.FAILED_SENDS, f"usage waits: {reason}")
         return pause

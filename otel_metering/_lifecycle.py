@@ -17,10 +17,13 @@ from typing import Final, Literal
 
 from otel_metering._cells import CellBook
 from otel_metering._config import Durability, Protocol, Settings, TransportMode, read_settings
+from otel_metering._global_meters import mirror
 from otel_metering._guard import Stats, guarded, problems
-from otel_metering._outbox import Outbox, gate
+from otel_metering._modes import hand_over, outbox_of
+from otel_metering._parcel import gate
 from otel_metering._pipeline import Edges, Pipeline
 from otel_metering._record import sink
+from otel_metering._self_metrics import SelfMetrics
 from otel_metering.clock import SystemClock
 
 _STOP_SECONDS: Final = 0.5
@@ -68,10 +71,15 @@ class _Process:
             book.max_series_per_meter = settings.max_series_per_meter
             if predecessor is not None:
                 predecessor.stop(_STOP_SECONDS)
-                pipeline.outbox.inherit(predecessor.outbox)
+                with (
+                    guarded
+                ):  # what does not fit is said, and must not keep the new one from starting
+                    hand_over(predecessor.outbox, pipeline.outbox)
             self._hook()
             pipeline.start()
             sink.open(book)
+            with guarded:
+                _self_metrics.show()
 
     def stop(self, timeout_seconds: float) -> bool:
         """Deliver what can be delivered in time, and stop. True: all of it was acknowledged."""
@@ -96,6 +104,7 @@ class _Process:
         gate.open_in_child()
         self.lock = threading.RLock()
         problems.reset()
+        mirror.reset()
         if self.pipeline is not None:
             self._inherited |= self.pipeline.outbox.abandon()
             self.pipeline = None
@@ -114,12 +123,7 @@ class _Process:
         )
 
     def _new_pipeline(self, settings: Settings, book: CellBook) -> Pipeline:
-        outbox = Outbox(
-            settings,
-            instance_id=_EDGES.new_id(),
-            new_token=_EDGES.new_id,
-            inherited=self._inherited,
-        )
+        outbox = outbox_of(settings, instance_id=_EDGES.new_id(), inherited=self._inherited)
         return Pipeline(settings, book, outbox, _EDGES)
 
     def _on_new_thread(self) -> None:
@@ -282,6 +286,9 @@ def stats() -> Stats:
         pending_requests=pipeline.outbox.pending_requests,
         pending_bytes=pipeline.outbox.pending_bytes,
     )
+
+
+_self_metrics: Final = SelfMetrics(stats)
 
 
 def _settle(pipeline: Pipeline, timeout_seconds: float) -> bool:

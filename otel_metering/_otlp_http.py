@@ -2,20 +2,24 @@
 
 import gzip
 import json
-import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Final
 from urllib.parse import urlsplit
 
-from google.protobuf.message import DecodeError
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
-    ExportMetricsServiceResponse,
+from otel_metering._answers import (
+    GZIP_LEVEL,
+    Answer,
+    Delivered,
+    NotNow,
+    Refused,
+    read_response,
+    readable,
+    within_reason,
 )
-
 from otel_metering._config import Settings
+from otel_metering._tls_files import client_context
 from otel_metering.clock import Clock
 from otel_metering.errors import ConfigurationError
 
@@ -27,47 +31,15 @@ _REFUSALS: Final = frozenset({400, 413, 415, 422})
 _MAX_ANSWER_BYTES: Final = 65_536
 """An answer holds an error message at most."""
 
-_MAX_RETRY_AFTER_SECONDS: Final = 300.0
-"""Whatever the receiver asks for, its data is offered again within five minutes."""
 
-_GZIP_LEVEL: Final = 3
-"""Points of one request are alike: higher levels cost more time than they save bytes."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delivered:
-    """The receiver has it; `rejected_points` of it it will never count."""
-
-    rejected_points: int
-    message: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refused:
-    """The receiver will never take it."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NotNow:
-    """To be sent again, unchanged; `after_seconds` at the earliest."""
-
-    reason: str
-    after_seconds: float = 0.0
-
-
-Answer = Delivered | Refused | NotNow
-
-
-class Destination:
-    """The receiver: one connection, kept open. One thread; `abort` from any."""
+class HttpDestination:
+    """A receiver of OTLP/HTTP: one connection, kept open. One thread; `abort` from any."""
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
         """Prepare, without connecting.
 
         Raises:
-            ConfigurationError: The CA certificates cannot be read.
+            ConfigurationError: A certificate or key cannot be used.
         """
         self._settings = settings
         self._clock = clock
@@ -79,13 +51,14 @@ class Destination:
         }
         if settings.compression == "gzip":
             self._headers["content-encoding"] = "gzip"
-        self._tls = _tls(settings) if self._url.scheme == "https" else None
+        if self._url.scheme == "https":
+            client_context(settings)  # so that a wrong file is said at once
         self._connection: HTTPConnection | None = None
 
     def send(self, signal: str, payload: bytes) -> Answer:
         """Send one request to `/v1/<signal>` and wait for its answer."""
         body = (
-            gzip.compress(payload, _GZIP_LEVEL, mtime=0)
+            gzip.compress(payload, GZIP_LEVEL, mtime=0)
             if self._settings.compression == "gzip"
             else payload
         )
@@ -112,14 +85,12 @@ class Destination:
             self._connection = None
 
     def _attempt(self, signal: str, body: bytes) -> Answer:
-        if self._connection is None:
-            self._connection = self._connect()
-        connection = self._connection
         try:
+            connection = self._connection = self._connection or self._connect()
             connection.request("POST", f"{self._url.path}/v1/{signal}", body, self._headers)
             response = connection.getresponse()
             content = response.read(_MAX_ANSWER_BYTES)
-        except (OSError, HTTPException) as error:
+        except (OSError, HTTPException, ConfigurationError) as error:
             self.close()
             return NotNow(reason=f"{self._settings.endpoint} does not answer: {error!r}")
         if response.will_close or not response.isclosed():
@@ -129,8 +100,10 @@ class Destination:
 
     def _connect(self) -> HTTPConnection:
         host, timeout = self._url.hostname or "", self._settings.timeout_seconds
-        if self._tls is not None:
-            return HTTPSConnection(host, self._url.port, timeout=timeout, context=self._tls)
+        if self._url.scheme == "https":
+            # Read again for each connection: certificates are renewed while a service runs.
+            context = client_context(self._settings)
+            return HTTPSConnection(host, self._url.port, timeout=timeout, context=context)
         return HTTPConnection(host, self._url.port, timeout=timeout)
 
 
@@ -138,7 +111,7 @@ def judge(status: int, headers: Mapping[str, str], content: bytes, *, now_ns: in
     """Return what an answer means. `headers`: names in lower case."""
     if status == _OK:
         return _judge_success(headers, content)
-    reason = f"HTTP {status} {_message(content)}".strip()
+    reason = f"HTTP {status} {readable(content)}".strip()
     if status in _REFUSALS:
         return Refused(reason=reason)
     return NotNow(reason=reason, after_seconds=_retry_after(headers.get("retry-after"), now_ns))
@@ -147,15 +120,7 @@ def judge(status: int, headers: Mapping[str, str], content: bytes, *, now_ns: in
 def _judge_success(headers: Mapping[str, str], content: bytes) -> Answer:
     if headers.get("content-type", "").startswith("application/json"):
         return _judge_json(content)
-    response = ExportMetricsServiceResponse()
-    try:
-        # The answer to logs has the same fields by number.
-        response.ParseFromString(content)
-    except DecodeError:
-        # Whatever this is, a login page or the wrong port, no receiver said that it has the usage.
-        return NotNow(reason=f"HTTP 200, but not an OTLP answer: {_message(content)}")
-    partial = response.partial_success
-    return Delivered(rejected_points=partial.rejected_data_points, message=partial.error_message)
+    return read_response(content, "HTTP 200")
 
 
 def _judge_json(content: bytes) -> Answer:
@@ -166,13 +131,7 @@ def _judge_json(content: bytes) -> Answer:
             rejected_points=int(rejected), message=str(partial.get("errorMessage", ""))
         )
     except (ValueError, TypeError, AttributeError):
-        return NotNow(reason=f"HTTP 200, but not an OTLP answer: {_message(content)}")
-
-
-def _message(content: bytes) -> str:
-    """What people can read of an answer; a Status message in protobuf has its text in it."""
-    text = content[:200].decode("utf-8", "replace")
-    return "".join(char for char in text if char.isprintable() and char != "\ufffd")
+        return NotNow(reason=f"HTTP 200, but not an OTLP answer: {readable(content)}")
 
 
 def _retry_after(value: str | None, now_ns: int) -> float:
@@ -185,14 +144,4 @@ def _retry_after(value: str | None, now_ns: int) -> float:
             seconds = parsedate_to_datetime(value).timestamp() - now_ns / 1e9
         except ValueError:
             return 0.0
-    # min and max in this order: NaN becomes 0.
-    return max(0.0, min(seconds, _MAX_RETRY_AFTER_SECONDS))
-
-
-def _tls(settings: Settings) -> ssl.SSLContext:
-    try:
-        return ssl.create_default_context(cafile=settings.certificate_file)
-    except OSError as error:
-        raise ConfigurationError(
-            f"certificate_file {settings.certificate_file} cannot be read: {error}"
-        ) from error
+    return within_reason(seconds)

@@ -10,67 +10,21 @@ ever in the child. So all use of spools happens inside one gate, and a fork wait
 
 import contextlib
 import logging
-import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
 from otel_metering._config import Settings
 from otel_metering._guard import Problem, problems
-from otel_metering.errors import ConfigurationError, UnavailableError
-from otel_metering.spool import Batch, Spool, open_spool
+from otel_metering._parcel import Parcel, gate
+from otel_metering.errors import ConfigurationError, SpoolInUseError, UnavailableError
+from otel_metering.spool import Entry, Spool, open_spool
 
 _log = logging.getLogger("otel_metering")
 
-_REFUSED: Final = ".refused.db"
-
-_FORK_WAIT_SECONDS: Final = 5.0
-"""A commit takes milliseconds; a disk that hangs longer must not hang the application's fork."""
-
-
-class _Gate:
-    """Held while any spool is used, and during a fork."""
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-
-    def close_for_fork(self) -> None:
-        self.lock.acquire(timeout=_FORK_WAIT_SECONDS)
-
-    def open_in_parent(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the wait was in vain
-            self.lock.release()
-
-    def open_in_child(self) -> None:
-        self.lock = threading.RLock()
-
-
-gate = _Gate()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parcel:
-    """One request on its way out.
-
-    Attributes:
-        spool: Where it lies.
-        batch: It, alone.
-    """
-
-    spool: Spool
-    batch: Batch
-
-    @property
-    def key(self) -> str:
-        """Which kind of request."""
-        return self.batch.entries[0].key
-
-    @property
-    def payload(self) -> bytes:
-        """The request's bytes."""
-        return self.batch.entries[0].payload
+REFUSED: Final = ".refused.db"
+"""End of the names of files with requests that were refused for good."""
 
 
 class Outbox:
@@ -86,19 +40,18 @@ class Outbox:
         settings: Settings,
         *,
         instance_id: str,
-        new_token: Callable[[], str],
         inherited: frozenset[Path] = frozenset(),
     ) -> None:
         self.put_count = 0
         self.settled_count = 0
         self._settings = settings
-        self._folder = settings.spool_dir / _folder_name(settings.service_name)
+        self._folder = settings.spool_dir / folder_name(settings.service_name)
         self._path = self._folder / f"{instance_id}.db"
-        self._new_token = new_token
         self._inherited = inherited
         self._own: Spool | None = None
         self._refused: Spool | None = None
         self._adopted: list[Spool] = []
+        self._damaged: set[Path] = set()
         self._turn = 0
 
     def open(self) -> None:
@@ -134,26 +87,34 @@ class Outbox:
             spools = [spool for spool in (self._own, *self._adopted) if spool is not None]
             for i in range(len(spools)):
                 spool = spools[(self._turn + i) % len(spools)]
-                batch = self._seal(spool)
-                if batch is not None:
+                entry = self._first(spool)
+                if entry is not None:
                     self._turn += i + 1
-                    return Parcel(spool=spool, batch=batch)
+                    return Parcel(entry=entry, spool=spool)
                 if spool is not self._own:
                     self._release(spool)
             return None
 
     def settle(self, parcel: Parcel) -> None:
-        """`parcel` is delivered: forget it, and the file of an ended process with its last one.
+        """`parcel` is delivered: forget it, and the file of an ended process with its last one."""
+        spool = _spool_of(parcel)
+        with gate.lock:
+            is_forgotten = spool.forget(parcel.entry)
+            if spool is self._own:
+                self.settled_count += 1
+                if not is_forgotten:
+                    self._make_room(spool)
+            if spool in self._adopted and spool.entry_count == 0:
+                self._release(spool)
+
+    def postpone(self, parcel: Parcel) -> None:
+        """Others first: move `parcel` behind all that wait with it.
 
         Raises:
-            UnavailableError: The disk refused; it will be taken again.
+            UnavailableError: The disk refused; it stays where it is.
         """
         with gate.lock:
-            parcel.spool.drop(parcel.batch)
-            if parcel.spool is self._own:
-                self.settled_count += 1
-            if parcel.spool in self._adopted and parcel.spool.entry_count == 0:
-                self._release(parcel.spool)
+            _spool_of(parcel).postpone(parcel.entry)
 
     def set_aside(self, parcel: Parcel, reason: str) -> None:
         """`parcel` can never be delivered: move it to the refused requests.
@@ -163,7 +124,7 @@ class Outbox:
         """
         with gate.lock:
             if self._refused is None:
-                path = self._path.with_name(self._path.stem + _REFUSED)
+                path = self._path.with_name(self._path.stem + REFUSED)
                 try:
                     self._refused = self._open(path)
                 except ConfigurationError as error:
@@ -174,14 +135,26 @@ class Outbox:
             self.settle(parcel)
 
     def adopt_orphans(self) -> None:
-        """Take over the spools of this service whose process has ended."""
+        """Take over the spools of this service whose process has ended.
+
+        Called now and then; what was refused is put down, so that people can get at it.
+        """
+        with gate.lock:
+            if self._refused is not None:
+                _put_down(self._refused)
+                self._refused = None
         own = {spool.path for spool in self._spools()} | self._inherited | {self._path}
         for path in sorted(self._folder.glob("*.db")):
-            if path in own or path.name.endswith(_REFUSED):
+            if path in own or path.name.endswith(REFUSED):
                 continue
-            # ConfigurationError: its process lives, or somebody else was faster.
-            with gate.lock, contextlib.suppress(ConfigurationError):
-                self._take_over(self._open(path))
+            # SpoolInUseError: its process lives, or somebody else was faster.
+            with gate.lock, contextlib.suppress(SpoolInUseError):
+                try:
+                    self._take_over(self._open(path))
+                except SpoolInUseError:
+                    raise
+                except ConfigurationError as error:
+                    self._note_damage(path, error)
 
     def inherit(self, predecessor: "Outbox") -> None:
         """Take over the spools of this process's pipeline before; it uses them no more."""
@@ -221,10 +194,7 @@ class Outbox:
         """Close all files; what is in them is sent by a later process. Delete the empty ones."""
         with gate.lock:
             for spool in self._spools():
-                if spool.entry_count == 0:
-                    _delete(spool)
-                else:
-                    spool.close()
+                _put_down(spool)
             self._own = self._refused = None
             self._adopted = []
 
@@ -232,9 +202,9 @@ class Outbox:
         spools = (self._own, self._refused, *self._adopted)
         return [spool for spool in spools if spool is not None]
 
-    def _seal(self, spool: Spool) -> Batch | None:
+    def _first(self, spool: Spool) -> Entry | None:
         try:
-            return spool.seal(self._new_token(), max_entries=1, max_bytes=1)
+            return spool.first()
         except UnavailableError as error:
             if spool is self._own:
                 raise
@@ -244,11 +214,19 @@ class Outbox:
 
     def _release(self, spool: Spool) -> None:
         """Nothing can be taken from an adopted spool any more; only a broken one is not empty then."""
-        if spool.entry_count == 0:
-            _delete(spool)
-        else:
-            spool.close()
+        _put_down(spool)
         self._adopted.remove(spool)
+
+    def _make_room(self, own: Spool) -> None:
+        """A full disk keeps delivered requests in the file: an empty spool makes room by its end."""
+        if own.entry_count == 0 and not own.has_states():
+            _delete(own)
+            self._own = None
+
+    def _note_damage(self, path: Path, error: ConfigurationError) -> None:
+        if path not in self._damaged:
+            self._damaged.add(path)
+            problems.report(Problem.DAMAGED_SPOOLS, error)
 
     def _take_over(self, spool: Spool) -> None:
         if spool.entry_count == 0:
@@ -280,10 +258,23 @@ class Outbox:
         )
 
 
-def _folder_name(service_name: str) -> str:
+def folder_name(service_name: str) -> str:
+    """The folder of a service's spools."""
     # An escaped name can neither leave the folder nor be too long for a file system.
     name = quote(service_name, safe="")[:100]
     return f"%2E{name[1:]}" if name.startswith(".") else name
+
+
+def _spool_of(parcel: Parcel) -> Spool:
+    assert parcel.spool is not None  # noqa: S101 - parcels in memory are of another outbox
+    return parcel.spool
+
+
+def _put_down(spool: Spool) -> None:
+    if spool.entry_count == 0:
+        _delete(spool)
+    else:
+        spool.close()
 
 
 def _delete(spool: Spool) -> None:

@@ -16,8 +16,9 @@ from otel_metering._encode import (
     resource_of,
 )
 from otel_metering._export import Sender
-from otel_metering._guard import Problem, problems
-from otel_metering._outbox import Outbox
+from otel_metering._global_meters import global_counters, mirror
+from otel_metering._guard import Problem, guarded, problems
+from otel_metering._modes import AnyOutbox
 from otel_metering.clock import Clock
 from otel_metering.errors import UnavailableError
 
@@ -48,11 +49,11 @@ class Pipeline:
         sender: Empties the outbox.
     """
 
-    def __init__(self, settings: Settings, book: CellBook, outbox: Outbox, edges: Edges) -> None:
+    def __init__(self, settings: Settings, book: CellBook, outbox: AnyOutbox, edges: Edges) -> None:
         """Prepare; nothing runs before `start`.
 
         Raises:
-            ConfigurationError: The CA certificates cannot be read.
+            ConfigurationError: The receiver cannot be reached as `settings` say.
         """
         self.settings = settings
         self.outbox = outbox
@@ -114,6 +115,12 @@ class Pipeline:
 
     def _flush(self) -> bool:
         reading = self._book.read()
+        if self.settings.transport_mode == "global":
+            self._book.confirm(reading)  # first: at most once
+            with guarded:
+                global_counters.add(reading.deltas, reading.events)
+            self._book.tidy()
+            return True
         interval = Interval(
             start_ns=self._read_until_ns,
             # The clock may have been set back; an interval never is, or two of them could overlap.
@@ -126,6 +133,11 @@ class Pipeline:
             return False
         self._book.confirm(reading)
         self._read_until_ns = interval.end_ns
+        if self.settings.transport_mode == "mirror":
+            with guarded:
+                mirror.add(
+                    reading.deltas, reading.events, max_series=self.settings.max_series_per_meter
+                )
         self._book.tidy()
         return True
 

@@ -3,7 +3,8 @@
 MeteringError
 ├── InvalidUsageError        the sender: reject, do not retry
 ├── ConfigurationError       the operator: refuse to start
-│   └── DefinitionError      a field of a definition; knows its path in the document
+│   ├── DefinitionError      a field of a definition; knows its path in the document
+│   └── SpoolInUseError      a file of which another process is the owner
 ├── ApiError                 the query API says no; knows the status and the request
 ├── QuotaExceededError       a quota denies what was to be reserved
 └── UnavailableError         us: retry later
@@ -37,6 +38,10 @@ class DefinitionError(ConfigurationError):
     def __init__(self, path: tuple[str | int, ...], message: str) -> None:
         super().__init__(message)
         self.path = path
+
+
+class SpoolInUseError(ConfigurationError):
+    """A spool belongs to another running process."""
 
 
 class ApiError(MeteringError):

@@ -27,36 +27,13 @@ from typing import Any, Literal
 
 from otel_metering import _spool_integrity as integrity
 from otel_metering._spool_integrity import NOT_AS_WRITTEN, Mark, checksum_of, write_mark
-from otel_metering.errors import ConfigurationError, SpoolFullError, UnavailableError
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS entries (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    key TEXT NOT NULL,
-    payload BLOB NOT NULL,
-    checksum INTEGER
-) STRICT;
-CREATE TABLE IF NOT EXISTS sealed (
-    token TEXT NOT NULL PRIMARY KEY,
-    last_id INTEGER NOT NULL
-) STRICT;
-CREATE TABLE IF NOT EXISTS states (
-    slot INTEGER PRIMARY KEY,
-    key BLOB NOT NULL UNIQUE,
-    value BLOB NOT NULL,
-    checksum INTEGER NOT NULL
-) STRICT;
-CREATE TABLE IF NOT EXISTS identity (
-    spool_id TEXT NOT NULL
-) STRICT;
-"""
-# A sealed batch is every entry up to `last_id`; there is one at a time. It has its own table, because
-# changing a column of an entry would write its payload again.
-# A state keeps its slot when it changes, so streams that report together change the same few pages.
-# Entries of a spool that was made before there were checksums have none (NULL).
-
-_CHECKPOINT_PAGES = 4_000
-"""WAL pages (4 KiB each) between checkpoints: 16 MiB keeps the file small and the commits short."""
+from otel_metering._spool_schema import prepare
+from otel_metering.errors import (
+    ConfigurationError,
+    SpoolFullError,
+    SpoolInUseError,
+    UnavailableError,
+)
 
 _KEYS_PER_QUERY = 500
 """Values bound to one statement: below SQLite's limit in every build."""
@@ -96,7 +73,7 @@ class Spool:
         self._entry_count, self._byte_count = found.entry_count, found.byte_count
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
-            spool_id = self._prepare(durability, found.dropped_id)
+            spool_id = prepare(self._db, durability, found.dropped_id)
         except BaseException:
             self._db.close()
             raise
@@ -226,9 +203,58 @@ class Spool:
             self._byte_count -= sum(len(entry.payload) for entry in batch.entries)
             self._move_mark(dropped=batch.entries[-1].id)
 
+    def first(self) -> Entry | None:
+        """The oldest entry, without sealing it: for a sender to whom the entry itself is its token.
+
+        It writes nothing, so that a full disk can be drained. None: the spool is empty.
+
+        Raises:
+            UnavailableError: The disk refused.
+        """
+        with self._lock:
+            rows = self._read(
+                "SELECT id, key, payload, checksum FROM entries WHERE id > ? ORDER BY id LIMIT 1",
+                self._mark.dropped,
+            )
+            return self._entry(*rows[0]) if rows else None
+
+    def forget(self, entry: Entry) -> bool:
+        """`entry`, the oldest, is at its destination. Forgetting twice is harmless.
+
+        Returns:
+            Whether the file forgot it too. If the disk refused, it will with a later one.
+        """
+        with self._lock:
+            if entry.id > self._mark.dropped:
+                self._entry_count -= 1
+                self._byte_count -= len(entry.payload)
+                self._move_mark(dropped=entry.id)
+            try:
+                self._write(*_deletion(entry.id))
+            except UnavailableError:
+                return False
+            return True
+
+    def postpone(self, entry: Entry) -> None:
+        """Move `entry`, the oldest, behind all others.
+
+        Raises:
+            UnavailableError: The disk refused; it is where it was.
+        """
+        with self._lock:
+            self._write(
+                (
+                    "INSERT INTO entries (key, payload, checksum) "
+                    "SELECT key, payload, checksum FROM entries WHERE id = ?",
+                    [(entry.id,)],
+                ),
+                *_deletion(entry.id),
+            )
+            self._move_mark(appended=self._mark.appended + 1, dropped=entry.id)
+
     def entries(self) -> Iterator[Entry]:
         """Every entry, oldest first, sealed ones included: for rebuilding state at start."""
-        last_id = 0
+        last_id = self._mark.dropped
         while True:
             with self._lock:
                 rows = self._read(
@@ -258,25 +284,6 @@ class Spool:
         _ABANDONED.append(self._db)
         os.close(self._lock_fd)
         self._lock_fd = -1
-
-    def _prepare(self, durability: str, dropped_id: int) -> str:
-        """Make the tables, forget what was delivered; returns the id of this database."""
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute(f"PRAGMA synchronous = {durability.upper()}")
-        self._db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
-        self._db.execute("PRAGMA secure_delete = OFF")
-        self._db.executescript(_SCHEMA)
-        columns = {row[1] for row in self._db.execute("PRAGMA table_info(entries)")}
-        if "checksum" not in columns:
-            self._db.execute("ALTER TABLE entries ADD COLUMN checksum INTEGER")
-        self._db.execute("DELETE FROM entries WHERE id <= ?", (dropped_id,))
-        self._db.execute("DELETE FROM sealed WHERE last_id <= ?", (dropped_id,))
-        self._db.execute(
-            "INSERT INTO identity SELECT lower(hex(randomblob(16))) "
-            "WHERE NOT EXISTS (SELECT 1 FROM identity)"
-        )
-        (spool_id,) = self._db.execute("SELECT spool_id FROM identity").fetchone()
-        return str(spool_id)
 
     def _move_mark(self, *, appended: int | None = None, dropped: int | None = None) -> None:
         self._mark = Mark(
@@ -338,6 +345,14 @@ class Spool:
             self._db.execute("ROLLBACK")
 
 
+def _deletion(last_id: int) -> tuple[tuple[str, Iterable[tuple[object, ...]]], ...]:
+    """Statements that delete the entries up to `last_id`, and a seal upon them."""
+    return (
+        ("DELETE FROM entries WHERE id <= ?", [(last_id,)]),
+        ("DELETE FROM sealed WHERE last_id <= ?", [(last_id,)]),
+    )
+
+
 def open_spool(
     path: Path, *, durability: Literal["full", "normal"] = "full", max_bytes: int = 4 * 2**30
 ) -> Spool:
@@ -349,7 +364,8 @@ def open_spool(
         max_bytes: Bound on the payload bytes that wait.
 
     Raises:
-        ConfigurationError: Another process has it, the folder or file cannot be used, or it is damaged.
+        SpoolInUseError: Another process has it.
+        ConfigurationError: The folder or file cannot be used, or it is damaged.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -363,7 +379,7 @@ def open_spool(
         return Spool(path, durability=durability, max_bytes=max_bytes, lock_fd=lock_fd)
     except BlockingIOError as error:
         os.close(lock_fd)
-        raise ConfigurationError(
+        raise SpoolInUseError(
             f"the spool {path} belongs to another running process; stop it or choose another folder"
         ) from error
     except sqlite3.Error as error:

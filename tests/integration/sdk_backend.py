@@ -1,6 +1,7 @@
 """A real OTLP/HTTP server on loopback that misbehaves as told, and the totals that it was sent."""
 
 import gzip
+import ssl
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ class Act(Enum):
     NOT_OTLP = "answer 200 with a web page"
 
 
-_TAKING = (200, Act.LOSE_ANSWER, Act.HANG, Act.REJECT_ONE, Act.WARN)
+TAKING = (200, Act.LOSE_ANSWER, Act.HANG, Act.REJECT_ONE, Act.WARN)
 
 
 class Point(NamedTuple):
@@ -127,6 +128,20 @@ def attributes_of(pairs: Iterable[KeyValue]) -> dict[str, object]:
     return found
 
 
+def response_of(act: object) -> bytes:
+    """The body of a success, or of what claims to be one."""
+    match act:
+        case Act.REJECT_ONE:
+            partial = ExportMetricsPartialSuccess(rejected_data_points=1, error_message="why")
+        case Act.WARN:
+            partial = ExportMetricsPartialSuccess(error_message="1 in quarantine: no_tenant")
+        case Act.NOT_OTLP:
+            return b"<html>log in</html>"
+        case _:
+            return b""
+    return ExportMetricsServiceResponse(partial_success=partial).SerializeToString()
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: "_Server"
@@ -137,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
         with backend.lock:
             backend.headers.append({name.lower(): value for name, value in self.headers.items()})
             act = backend.script.pop(0) if backend.script else 200
-        if act in _TAKING:
+        if act in TAKING:
             is_gzip = self.headers.get("content-encoding") == "gzip"
             backend.take(self.path, gzip.decompress(body) if is_gzip else body)
         if act is Act.HANG:
@@ -148,15 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(act)
 
     def answer(self, act: Act | int) -> None:
-        content = b""
-        if act is Act.REJECT_ONE:
-            partial = ExportMetricsPartialSuccess(rejected_data_points=1, error_message="why")
-            content = ExportMetricsServiceResponse(partial_success=partial).SerializeToString()
-        elif act is Act.WARN:
-            partial = ExportMetricsPartialSuccess(error_message="1 in quarantine: no_tenant")
-            content = ExportMetricsServiceResponse(partial_success=partial).SerializeToString()
-        elif act is Act.NOT_OTLP:
-            content = b"<html>log in</html>"
+        content = response_of(act)
         self.send_response(act if isinstance(act, int) else 200)
         self.send_header("content-length", str(len(content)))
         self.end_headers()
@@ -170,18 +177,21 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.backend = Backend(f"http://127.0.0.1:{self.server_port}")
+        if tls is not None:
+            self.socket = tls.wrap_socket(self.socket, server_side=True)
+        scheme = "http" if tls is None else "https"
+        self.backend = Backend(f"{scheme}://127.0.0.1:{self.server_port}")
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that hangs up is part of the tests."""
 
 
 @contextmanager
-def running_backend() -> Iterator[Backend]:
+def running_backend(tls: ssl.SSLContext | None = None) -> Iterator[Backend]:
     """Serve until the block ends."""
-    with _Server() as server:
+    with _Server(tls) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         try:

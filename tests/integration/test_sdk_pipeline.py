@@ -1,7 +1,6 @@
 """The pipeline under a clock and a disk that misbehave."""
 
 from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 
 import pytest
@@ -25,11 +24,9 @@ def book() -> Iterator[CellBook]:
 
 @pytest.fixture
 def outbox(tmp_path: Path) -> Iterator[Outbox]:
-    numbers = count()
     outbox = Outbox(
         read_settings(service_name="shop", spool_dir=tmp_path),
         instance_id="instance_1",
-        new_token=lambda: f"token_{next(numbers)}",
     )
     yield outbox
     outbox.close()

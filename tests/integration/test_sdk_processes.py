@@ -140,7 +140,7 @@ def test_a_fork_in_the_middle_of_flushes_and_sends_never_hangs(
 
 def test_a_fork_waits_while_a_spool_is_in_use(backend: Backend, tmp_path: Path) -> None:
     program = """
-        from otel_metering._outbox import gate
+        from otel_metering._parcel import gate
         is_used, is_done = threading.Event(), threading.Event()
         def use():
             with gate.lock:

@@ -4,8 +4,9 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceResponse,
 )
 
+from otel_metering._answers import Answer, Delivered, NotNow, Refused
 from otel_metering._export import Backoff
-from otel_metering._otlp_http import Answer, Delivered, NotNow, Refused, judge
+from otel_metering._otlp_http import judge
 
 NOW_NS = 1_700_000_000 * 10**9  # Tue, 14 Nov 2023 22:13:20 GMT
 
