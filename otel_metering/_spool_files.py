@@ -24,7 +24,7 @@ from otel_metering._encode import LOGS
 from otel_metering._outbox import REFUSED
 from otel_metering._spool_integrity import check
 from otel_metering.errors import ConfigurationError, SpoolInUseError
-from otel_metering.spool import Entry, Spool, open_spool
+from otel_metering.spool import Spool, open_spool
 
 CELLS: Final = ".cells"
 """End of the names of files with usage that was not flushed yet."""
@@ -69,12 +69,13 @@ def service_folders(spool_dir: Path, service: str | None) -> list[tuple[str, Pat
 
 def look(spool_dir: Path, service: str | None) -> list[SpoolFile]:
     """Every file, by service and name."""
-    return [
-        _look_at(name, path)
-        for name, folder in service_folders(spool_dir, service)
-        for path in sorted(folder.iterdir())
-        if path.suffix in (".db", CELLS, _DAMAGED)
-    ]
+    found = []
+    for name, folder in service_folders(spool_dir, service):
+        for path in sorted(folder.iterdir()):
+            if path.suffix in (".db", CELLS, _DAMAGED):
+                with contextlib.suppress(FileNotFoundError):  # its owner just ended in order
+                    found.append(_look_at(name, path))
+    return found
 
 
 def refused_files(spool_dir: Path, service: str | None) -> list[SpoolFile]:
@@ -109,7 +110,7 @@ def send_again(file: SpoolFile, new_id: Callable[[], str]) -> int:
     with _owned(file.path) as refused:
         waiting = open_spool(file.path.with_name(f"{new_id()}.db"))
         try:
-            for entry in list(refused.entries()):
+            while (entry := refused.first()) is not None:
                 signal, _ = _parted(entry.key)
                 waiting.append([(signal, entry.payload)])
                 refused.forget(entry)
@@ -125,11 +126,12 @@ def delete(file: SpoolFile) -> int:
     Raises:
         SpoolInUseError: A running process has the file.
     """
+    deleted = 0
     with _owned(file.path) as refused:
-        entries: list[Entry] = list(refused.entries())
-        for entry in entries:
+        while (entry := refused.first()) is not None:
             refused.forget(entry)
-    return len(entries)
+            deleted += 1
+    return deleted
 
 
 @contextlib.contextmanager

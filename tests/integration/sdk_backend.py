@@ -3,11 +3,12 @@
 import gzip
 import ssl
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from enum import Enum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import NamedTuple
 
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -19,6 +20,8 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+import otel_metering
 
 
 class Act(Enum):
@@ -47,11 +50,16 @@ class Point(NamedTuple):
 
 
 class Backend:
-    """What arrived. `script` says what happens to the next requests: an `Act` or an HTTP status each."""
+    """What arrived. `script` says what happens to the next requests: an `Act` or an HTTP status each.
+
+    Attributes:
+        poison: A request with these bytes is answered 500 each time.
+    """
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
         self.script: list[Act | int] = []
+        self.poison: bytes | None = None
         self.headers: list[dict[str, str]] = []
         self.points: list[Point] = []
         self.events: list[tuple[str, Decimal, dict[str, object]]] = []
@@ -149,12 +157,15 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         backend = self.server.backend
         body = self.rfile.read(int(self.headers["content-length"]))
+        if self.headers.get("content-encoding") == "gzip":
+            body = gzip.decompress(body)
         with backend.lock:
             backend.headers.append({name.lower(): value for name, value in self.headers.items()})
             act = backend.script.pop(0) if backend.script else 200
+        if backend.poison is not None and backend.poison in body:
+            act = 500
         if act in TAKING:
-            is_gzip = self.headers.get("content-encoding") == "gzip"
-            backend.take(self.path, gzip.decompress(body) if is_gzip else body)
+            backend.take(self.path, body)
         if act is Act.HANG:
             backend.stopped.wait(30)
         if act in (Act.LOSE_ANSWER, Act.HANG, Act.HANG_UP):
@@ -186,6 +197,34 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that hangs up is part of the tests."""
+
+
+Configure = Callable[..., None]
+
+
+@contextmanager
+def configured(backend: Backend, spool_dir: Path, **defaults: object) -> Iterator[Configure]:
+    """`otel_metering.configure`, for a backend, with short pauses; shut down at the end."""
+
+    def call(**arguments: object) -> None:
+        common: dict[str, object] = {
+            "service_name": "shop",
+            "endpoint": backend.endpoint,
+            "spool_dir": spool_dir,
+            "flush_interval_seconds": 60.0,
+            "retry_initial_seconds": 0.01,
+            "retry_max_seconds": 0.05,
+        }
+        otel_metering.configure(**{**common, **defaults, **arguments})  # type: ignore[arg-type] # checked at run time, which is tested
+
+    try:
+        yield call
+    finally:
+        otel_metering.shutdown()
+
+
+def deliver() -> None:
+    assert otel_metering.flush(send=True, timeout_seconds=20)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
@@ -12,12 +12,18 @@ from hypothesis import strategies as st
 import otel_metering
 from otel_metering import meter, record, tenant
 from otel_metering._guard import Problem, problems
+from otel_metering._lifecycle import _process
 from otel_metering.errors import ConfigurationError, InvalidUsageError
 from otel_metering.spool import open_spool
-from tests.integration.sdk_backend import Act, Backend, running_backend
+from tests.integration.sdk_backend import (
+    Act,
+    Backend,
+    Configure,
+    configured,
+    deliver,
+    running_backend,
+)
 from tests.waiting import eventually
-
-Configure = Callable[..., None]
 
 
 @pytest.fixture
@@ -28,25 +34,8 @@ def backend() -> Iterator[Backend]:
 
 @pytest.fixture
 def configure(backend: Backend, tmp_path: Path) -> Iterator[Configure]:
-    """`otel_metering.configure`, for the test backend, with short pauses; shut down at the end."""
-
-    def call(**arguments: object) -> None:
-        defaults: dict[str, object] = {
-            "service_name": "shop",
-            "endpoint": backend.endpoint,
-            "spool_dir": tmp_path,
-            "flush_interval_seconds": 60.0,
-            "retry_initial_seconds": 0.01,
-            "retry_max_seconds": 0.05,
-        }
-        otel_metering.configure(**{**defaults, **arguments})  # type: ignore[arg-type] # checked at run time, which is tested
-
-    yield call
-    otel_metering.shutdown()
-
-
-def deliver() -> None:
-    assert otel_metering.flush(send=True, timeout_seconds=10)
+    with configured(backend, tmp_path) as configure:
+        yield configure
 
 
 def leave_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,6 +228,80 @@ def test_attempts_can_be_bounded(configure: Configure, backend: Backend, tmp_pat
     assert not otel_metering.flush(send=True, timeout_seconds=10)
     assert otel_metering.stats().pending_requests == 0
     assert len(list(tmp_path.glob("shop/*.refused.db"))) == 1
+
+
+def test_a_request_that_the_receiver_stumbles_over_lets_the_others_pass(
+    configure: Configure, backend: Backend
+) -> None:
+    configure()
+    backend.poison = b"poison"
+    record("api.calls", 1, tenant="poison")
+    otel_metering.flush()
+    for _ in range(3):
+        record("api.calls", 5, tenant="tenant_a")
+        otel_metering.flush()
+
+    eventually(lambda: backend.total("api.calls"), lambda total: total == 15)
+    eventually(lambda: otel_metering.stats().pending_requests, lambda count: count == 1)
+    backend.poison = None
+    deliver()
+
+    assert backend.totals() == {("api.calls", "tenant_a"): 15, ("api.calls", "poison"): 1}
+
+
+def test_attempts_are_bounded_by_request_though_others_pass_in_between(
+    configure: Configure, backend: Backend, tmp_path: Path
+) -> None:
+    configure(retry_max_attempts=7)
+    backend.poison = b"poison"
+    record("api.calls", 1, tenant="poison")
+    otel_metering.flush()
+    for _ in range(9):
+        record("api.calls", 5, tenant="tenant_a")
+        otel_metering.flush()
+
+    eventually(lambda: otel_metering.stats().pending_requests, lambda count: count == 0)
+
+    assert backend.totals() == {("api.calls", "tenant_a"): 45}
+    assert len(list(tmp_path.glob("shop/*.refused.db"))) == 1
+
+
+def test_usage_that_piles_up_is_said_once_until_it_has_drained(
+    configure: Configure, backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    configure(spool_max_bytes=1_000, retry_initial_seconds=0.001, retry_max_seconds=0.002)
+    expected = otel_metering.stats().piled_up
+    for _ in range(2):
+        expected += 1
+        backend.poison = b"tenant_a"
+        for _ in range(3):
+            record("api.calls", tenant="tenant_a")
+            otel_metering.flush()
+        eventually(lambda: otel_metering.stats().piled_up, expected.__eq__)
+        more = otel_metering.stats().failed_sends + 5
+        eventually(lambda: otel_metering.stats().failed_sends, more.__le__)
+        assert otel_metering.stats().piled_up == expected
+        backend.poison = None
+        deliver()
+
+    assert caplog.text.count("usage piles up: ") == 2
+    assert "of at most 1000 bytes wait" in caplog.text
+
+
+def test_what_was_refused_is_put_down_so_that_a_command_can_take_it(
+    configure: Configure, backend: Backend, tmp_path: Path
+) -> None:
+    configure()
+    backend.script = [400]
+    record("api.calls", 5, tenant="tenant_a")
+    assert not otel_metering.flush(send=True, timeout_seconds=10)
+    pipeline = _process.pipeline
+    assert pipeline is not None
+
+    pipeline.outbox.adopt_orphans()
+
+    (refused,) = tmp_path.glob("shop/*.refused.db")
+    open_spool(refused).close()
 
 
 def test_requests_carry_key_and_compression(configure: Configure, backend: Backend) -> None:

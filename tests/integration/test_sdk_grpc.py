@@ -5,7 +5,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 
@@ -22,11 +22,9 @@ from otel_metering._config import read_settings
 from otel_metering._otlp_grpc import GrpcDestination, judge
 from otel_metering.errors import ConfigurationError
 from otel_metering.spool import open_spool
-from tests.integration.sdk_backend import Act
+from tests.integration.sdk_backend import Act, Configure, configured, deliver
 from tests.integration.sdk_grpc_backend import GrpcBackend, running_grpc_backend
 from tests.waiting import eventually
-
-Configure = Callable[..., None]
 
 
 @pytest.fixture
@@ -37,24 +35,8 @@ def backend() -> Iterator[GrpcBackend]:
 
 @pytest.fixture
 def configure(backend: GrpcBackend, tmp_path: Path) -> Iterator[Configure]:
-    def call(**arguments: object) -> None:
-        defaults: dict[str, object] = {
-            "service_name": "shop",
-            "protocol": "grpc",
-            "endpoint": backend.endpoint,
-            "spool_dir": tmp_path,
-            "flush_interval_seconds": 60.0,
-            "retry_initial_seconds": 0.01,
-            "retry_max_seconds": 0.05,
-        }
-        otel_metering.configure(**{**defaults, **arguments})  # type: ignore[arg-type] # checked at run time
-
-    yield call
-    otel_metering.shutdown()
-
-
-def deliver() -> None:
-    assert otel_metering.flush(send=True, timeout_seconds=20)
+    with configured(backend, tmp_path, protocol="grpc") as configure:
+        yield configure
 
 
 FAULTS = [
