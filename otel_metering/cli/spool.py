@@ -2,6 +2,7 @@
 
 import random
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Final
@@ -29,7 +30,7 @@ from otel_metering._spool_files import (
 from otel_metering._spool_salvage import salvage
 from otel_metering.cli.output import Format, print_json, print_table
 from otel_metering.clock import SystemClock
-from otel_metering.errors import InvalidUsageError, UnavailableError
+from otel_metering.errors import InvalidUsageError, SpoolInUseError, UnavailableError
 
 SpoolDir = Annotated[
     str, typer.Option(help="The folder of all spools [METERING_SPOOL_DIR, or the SDK's default].")
@@ -107,7 +108,9 @@ def _dead_letters(
     *,
     spool_dir: SpoolDir = "",
     service: Service = "",
-    show: Annotated[int, typer.Option(help="Print the request with this number.", min=1)] = 0,
+    show: Annotated[
+        int | None, typer.Option(help="Print the request with this number.", min=1)
+    ] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Let all of them be sent again.")] = False,
     delete_: Annotated[bool, typer.Option("--delete", help="Delete all of them.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before deleting.")] = False,
@@ -115,19 +118,38 @@ def _dead_letters(
     """List requests that the receiver refused for good, and why; send them again, or delete them."""
     files = refused_files(_settings(spool_dir).spool_dir, service or None)
     if retry:
-        moved = sum(send_again(file, _new_id) for file in files)
-        typer.echo(
-            f"{moved} requests wait again; a running process of the service, or a drain, sends them"
+        _print_done(
+            "wait again; a running process of the service, or a drain, sends them",
+            *_each(files, lambda file: send_again(file, _new_id)),
         )
     elif delete_:
         total = sum(file.requests for file in files)
         if not yes and total:
             typer.confirm(f"Delete the usage in {total} requests for good?", abort=True)
-        typer.echo(f"{sum(map(delete, files))} requests are deleted")
-    elif show:
+        _print_done("are deleted", *_each(files, delete))
+    elif show is not None:
         typer.echo(_shown_request(files, show))
     else:
         _list(files)
+
+
+def _each(
+    files: list[SpoolFile], move: Callable[[SpoolFile], int]
+) -> tuple[int, list[SpoolInUseError]]:
+    """Do it to every file that no running process has; how many requests, and those files."""
+    moved, in_use = 0, []
+    for file in files:
+        try:
+            moved += move(file)
+        except SpoolInUseError as error:
+            in_use.append(error)
+    return moved, in_use
+
+
+def _print_done(what: str, moved: int, in_use: list[SpoolInUseError]) -> None:
+    typer.echo(f"{moved} requests {what}")
+    if in_use:
+        raise SpoolInUseError("; ".join(map(str, in_use)))
 
 
 def _list(files: list[SpoolFile]) -> None:

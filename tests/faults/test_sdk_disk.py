@@ -51,10 +51,9 @@ PROGRAM = """
     print("full", otel_metering.stats().pending_requests, flush=True)
 
     sys.stdin.readline()  # the receiver is back; the disk is as full as it was
-    assert otel_metering.flush(30, send=True) or otel_metering.stats().pending_requests == 0
+    otel_metering.flush(30, send=True)
     print(otel_metering.stats().pending_requests, flush=True)
-    (spool_dir / "ballast").unlink()
-    assert otel_metering.flush(30, send=True)
+    assert otel_metering.flush(30, send=True)  # what was empty gave its room back
     print(counted, flush=True)
 """
 
