@@ -6,6 +6,9 @@ from typing import Final
 _MAX_AGE_SECONDS: Final = 60.0
 """A receiver that restarts is back by then."""
 
+_STEP_SECONDS: Final = 5.0
+"""Requests put within so many seconds are as old as the first of them: an outage may last for days."""
+
 _MAX_TRACKED: Final = 10_000
 """Requests whose attempts are counted at once."""
 
@@ -47,6 +50,8 @@ class Backlog:
 
     def note_put(self, put_count: int, now: float) -> None:
         """Requests up to the `put_count`th were put."""
+        if self._puts and now - self._puts[-1][1] < _STEP_SECONDS:
+            now = self._puts.pop()[1]
         self._puts.append((put_count, now))
 
     def note_postponed(self, now: float) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, assert_never
 
@@ -174,9 +175,11 @@ class Sender:
             return 0.0
         pause = self._fail(answer.reason, answer.after_seconds)
         if tries >= _TRIES_BEFORE_OTHERS and self._outbox.pending_requests > 1:
-            # It may be this request that the receiver stumbles over, again and again.
-            self._outbox.postpone(parcel)
-            self._backlog.note_postponed(self._clock.monotonic())
+            # It may be this request that the receiver stumbles over, again and again. On a full disk it
+            # stays where it is.
+            with suppress(UnavailableError):
+                self._outbox.postpone(parcel)
+                self._backlog.note_postponed(self._clock.monotonic())
         return pause
 
     def _watch(self) -> None:

@@ -1,16 +1,20 @@
 """TLS of every edge (as the Collector's configtls: 1.2 and up, client certificates, reload)."""
 
+import contextlib
 import http.client
+import json
 import shutil
 import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import grpc
 import pytest
 
+import otel_metering
 from otel_metering.errors import ConfigurationError
 from receiver.config import Settings
 from receiver.tls import from_settings
@@ -141,6 +145,39 @@ def grpcs(up: Up, pki: Pki, name: str | None) -> bytes:
 def test_otlp_takes_clients_with_a_certificate_of_the_ca(secure: Up, pki: Pki) -> None:
     assert https(secure.http, pki.client("client")) == 200
     assert grpcs(secure, pki, "client") == b""
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_our_own_sdk_delivers_with_a_certificate_of_the_ca(
+    secure: Up, pki: Pki, tmp_path: Path, protocol: Literal["http/protobuf", "grpc"]
+) -> None:
+    tenant = f"sdk.{protocol}"
+    otel_metering.configure(
+        service_name="shop",
+        protocol=protocol,
+        endpoint=f"https://{secure.grpc if protocol == 'grpc' else secure.http}",
+        api_key=KEY,
+        spool_dir=tmp_path,
+        certificate_file=str(pki.path("ca.crt")),
+        client_certificate_file=str(pki.path("client.crt")),
+        client_key_file=str(pki.path("client.key")),
+    )
+    try:
+        otel_metering.record("api.calls", 5, tenant=tenant)
+        otel_metering.record("api.calls", 0.25, tenant=tenant, event_id="e1")
+        assert otel_metering.flush(20, send=True)
+    finally:
+        otel_metering.shutdown()
+
+    def quantities() -> list[str]:
+        connection = http.client.HTTPSConnection(secure.api, timeout=20, context=pki.client(None))
+        with contextlib.closing(connection):
+            path = f"/v1/meter/events?meter=api.calls&tenant_id={tenant}"
+            connection.request("GET", path, headers={"authorization": f"Bearer {KEY}"})
+            answer = json.loads(connection.getresponse().read())
+        return sorted(event["quantity"] for event in answer["data"])
+
+    eventually(quantities, lambda found: found == ["0.25", "5"])
 
 
 @pytest.mark.parametrize("name", [None, "stranger"])

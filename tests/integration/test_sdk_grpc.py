@@ -224,7 +224,7 @@ def test_a_fork_after_and_during_a_call_counts_nothing_twice_and_both_go_on(
             if os.fork() == 0:
                 record("api.calls", 7, tenant="tenant_a")
                 assert otel_metering.flush(30, send=True)
-                os._exit(0)
+                sys.exit(0) if child else os._exit(0)
         for child in range(2):
             assert os.wait()[1] == 0
         record("api.calls", 5, tenant="tenant_a")
@@ -239,6 +239,26 @@ def test_a_fork_after_and_during_a_call_counts_nothing_twice_and_both_go_on(
 
 def test_usage_at_exit_is_delivered(backend: GrpcBackend, tmp_path: Path) -> None:
     run("record('api.calls', 13, tenant='tenant_a')", backend, tmp_path)
+
+    assert backend.total("api.calls") == 13
+
+
+@pytest.mark.parametrize("act", [Act.HANG, grpc.StatusCode.UNAVAILABLE], ids=str)
+def test_exit_does_not_wait_for_a_receiver_that_hangs_or_fails(
+    backend: GrpcBackend, tmp_path: Path, act: Act | grpc.StatusCode
+) -> None:
+    """Pitfall 7."""
+    backend.codes = [act]
+    program = """
+        otel_metering.configure(service_name="shop", retry_initial_seconds=60, timeout_seconds=60)
+        record("api.calls", 13, tenant="tenant_a")
+        import time
+        began = time.monotonic()
+        otel_metering.shutdown()
+        assert time.monotonic() - began < 5
+    """
+
+    run(program, backend, tmp_path)
 
     assert backend.total("api.calls") == 13
 

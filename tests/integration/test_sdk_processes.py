@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.sdk_backend import Backend, running_backend
+from tests.integration.sdk_backend import Act, Backend, running_backend
 
 NOWHERE = "http://127.0.0.1:9"
 """The discard port, where nobody listens."""
@@ -136,6 +136,29 @@ def test_a_fork_in_the_middle_of_flushes_and_sends_never_hangs(
 
     assert backend.total("api.calls") == int(output)
     assert backend.total("forked.calls") == 40
+
+
+def test_processes_that_share_a_folder_count_nothing_twice_and_lose_nothing(
+    backend: Backend, tmp_path: Path
+) -> None:
+    """Pitfall 21: each has a file of its own, and takes over the file of one that ended."""
+    backend.script = [503, Act.LOSE_ANSWER, 200, 503, Act.LOSE_ANSWER, Act.HANG_UP] * 4
+    program = """
+        otel_metering.configure(service_name="shop", flush_interval_seconds=0.01, retry_initial_seconds=0.01)
+        for i in range(300):
+            record("api.calls", tenant="tenant_a")
+            if i % 50 == 0:
+                otel_metering.flush()
+        os._exit(0) if otel_metering.flush() else sys.exit(1)
+    """
+    processes = [start(program, backend.endpoint, tmp_path) for _ in range(3)]
+    for process in processes:
+        with process:
+            assert process.wait(60) == 0
+
+    run("record('api.calls', 1, tenant='tenant_a')", backend, tmp_path)
+
+    assert backend.total("api.calls") == 901
 
 
 def test_a_fork_waits_while_a_spool_is_in_use(backend: Backend, tmp_path: Path) -> None:
