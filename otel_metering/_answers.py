@@ -48,7 +48,7 @@ Answer = Delivered | Refused | NotNow
 class Destination(Protocol):
     """The receiver: one connection, kept open. One thread; `abort` from any.
 
-    It is never used, nor closed, in a process that was forked after it was made.
+    It belongs to the process that made it: a forked child makes its own.
     """
 
     def send(self, signal: str, payload: bytes) -> Answer:

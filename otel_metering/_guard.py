@@ -47,7 +47,8 @@ class Stats:
         folded_usage: Calls counted for their tenant without dimensions: too many series.
         failed_flushes: Flushes the disk refused; their usage stayed in memory for the next one.
         failed_sends: Attempts that will be made again.
-        refused_requests: Requests the receiver will never take; they are set aside on disk.
+        refused_requests: Requests the receiver will never take; they are set aside on disk, or given up
+            where there is none.
         rejected_points: Points the receiver did not take out of requests that it took.
         warned_requests: Requests that were taken with a warning: some of their usage is kept in the
             receiver's quarantine, and not billed.
@@ -59,7 +60,7 @@ class Stats:
         unmapped_series: Series that a kill may cost their last flush interval, in spite of
             `durability`: there was no room for them on disk.
         sent_requests: Requests acknowledged by the receiver.
-        pending_requests: Requests on disk that this process has yet to deliver.
+        pending_requests: Requests that this process has yet to deliver.
         pending_bytes: Their size.
     """
 

@@ -197,7 +197,8 @@ def configure(
         headers: Sent with each request [METERING_HEADERS, OTEL_EXPORTER_OTLP_HEADERS].
         spool_dir: Folder where usage waits until it is acknowledged [METERING_SPOOL_DIR;
             otel-metering/spool in XDG_STATE_HOME or ~/.local/state].
-        spool_max_bytes: Bound on what waits there for this process [METERING_SPOOL_MAX_BYTES; 1 GiB].
+        spool_max_bytes: Bound on what waits there for this process [METERING_SPOOL_MAX_BYTES; 1 GiB, in
+            memory 64 MiB].
         transport_mode: "durable": usage waits on disk until it is acknowledged. "memory": it waits in
             memory. "global": instruments of the application's own MeterProvider count it, at most once.
             "mirror": durable, and counted there as well [METERING_TRANSPORT_MODE; durable].

@@ -33,9 +33,6 @@ _OPTIONS: Final = (
     ("grpc.enable_retries", 0),
 )
 
-_open_channels: set[grpc.Channel] = set()
-"""Strong references: in a forked child nobody may close, nor collect, a channel of the parent."""
-
 
 class GrpcDestination:
     """A receiver of OTLP/gRPC: one channel, kept open. One thread; `abort` from any."""
@@ -67,7 +64,6 @@ class GrpcDestination:
         try:
             if self._channel is None:
                 self._channel = self._connect()
-                _open_channels.add(self._channel)
             export: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
                 _METHODS[signal], request_serializer=None, response_deserializer=None
             )
@@ -100,7 +96,6 @@ class GrpcDestination:
     def close(self) -> None:
         """Close the channel; the next `send` opens a new one."""
         if self._channel is not None:
-            _open_channels.discard(self._channel)
             self._channel.close()
             self._channel = None
 
