@@ -500,6 +500,13 @@ class _Yes(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None: ...
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A part that ends hangs up."""
+
+
 def yes(asked: dict[str, Any]) -> dict[str, Any]:
     """As docs/quotas.md says."""
     return {
@@ -518,8 +525,7 @@ def yes(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def receive() -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Yes) as server:
-        server.daemon_threads = True
+    with _Server(("127.0.0.1", 0), _Yes) as server:
         print(f"http://127.0.0.1:{server.server_port}", flush=True)
         server.serve_forever()
 
