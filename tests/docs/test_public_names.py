@@ -22,7 +22,7 @@ def public_modules() -> list[str]:
 
 
 def public_names(module_name: str) -> Iterator[tuple[str, object]]:
-    """Functions and classes that the module defines, or lists in `__all__`."""
+    """Functions, classes and callable objects that the module defines, or lists in `__all__`."""
     module = import_module(module_name)
     listed = getattr(module, "__all__", None)
     for name, value in vars(module).items():
@@ -32,7 +32,11 @@ def public_names(module_name: str) -> Iterator[tuple[str, object]]:
             else getattr(value, "__module__", "") == module_name
         )
         if is_offered and not name.startswith("_") and callable(value):
-            yield f"{module_name}.{name}", value
+            if inspect.isclass(value) or inspect.isroutine(value):
+                yield f"{module_name}.{name}", value
+            elif type(value).__module__.startswith("otel_metering"):  # not an alias of a type
+                yield f"{module_name}.{name}", type(value).__call__
+                yield from public_members(f"{module_name}.{name}", type(value))
 
 
 def public_members(name: str, value: object) -> Iterator[tuple[str, object]]:
@@ -41,8 +45,10 @@ def public_members(name: str, value: object) -> Iterator[tuple[str, object]]:
     if not inspect.isclass(value):
         return
     for member, _ in inspect.getmembers_static(value):
-        owner = next((base for base in value.__mro__ if member in vars(base)), object)
-        if not member.startswith("_") and owner.__module__.startswith("otel_metering"):
+        owners = [base.__module__ for base in value.__mro__ if member in vars(base)]
+        # What another package's class has as well is said there.
+        is_ours = owners and all(owner.startswith("otel_metering") for owner in owners)
+        if not member.startswith("_") and is_ours:
             found = getattr(value, member)
             if callable(found) or isinstance(found, property):
                 yield f"{name}.{member}", found
