@@ -88,7 +88,7 @@ def current_tenant() -> str | None:
 
 
 def set_tenant(tenant_id: str) -> None:
-    """Say who the tenant of the current request is, e.g. once it is authenticated.
+    """Say that `tenant_id` is the tenant of the current request, e.g. once it is authenticated.
 
     Inside `MeteringMiddleware` all code of the request sees it, whatever task or thread it runs in,
     and the request's span gets the attribute `tenant.id`. Inside `with tenant(...)` it replaces that

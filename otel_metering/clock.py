@@ -39,7 +39,7 @@ class ManualClock:
     """
 
     def __init__(self, ns: int = 1_790_000_000_000_000_000) -> None:
-        self.ns = ns
+        self.ns: int = ns
 
     def now_ns(self) -> int:
         """Answer `ns`."""

@@ -10,6 +10,7 @@ hypothesis.settings.load_profile("suite")
 
 OPTIONS = {
     "long": "run the long forms, which take minutes",
+    "pythons": "run the tests of each Python that is installed, which installs into each",
     "peers": "run the tests that build a real OpenTelemetry Collector first, which takes minutes",
 }
 """Marker -> what the option of the same name does."""

@@ -13,7 +13,10 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("otel_metering"):
             raise
-        sys.exit(f"error: {error.name} is not installed; run: pip install 'otel-metering[cli]'")
+        sys.exit(
+            f"error: {error.name} is not installed; run: pip install 'otel-metering[cli]' to ask a "
+            "query API, or 'otel-metering[embedded]' to run one here"
+        )
     try:
         try:
             run(sys.argv[1:])

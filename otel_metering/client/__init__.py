@@ -5,13 +5,13 @@ Needs httpx: `pip install 'otel-metering[client]'`.
 
 try:
     from otel_metering.client._async import AsyncHeldReservation, AsyncMeteringClient
-except ModuleNotFoundError as error:
-    if error.name != "httpx":
+except ModuleNotFoundError as _missing:
+    if _missing.name != "httpx":
         raise
     raise ModuleNotFoundError(
         "the clients need httpx, which is not installed; run: pip install 'otel-metering[client]'",
         name="httpx",
-    ) from error
+    ) from _missing
 from otel_metering.client._http import Edges
 from otel_metering.client._operations import NewEvent
 from otel_metering.client._quota_operations import Check

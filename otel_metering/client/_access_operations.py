@@ -55,7 +55,7 @@ def rotate_key(key_id: str, *, overlap_seconds: int | None = None) -> Operation[
 
 
 def revoke_key(key_id: str) -> Operation[Key]:
-    """Stop a key, for ever. Repeating it changes nothing."""
+    """Stop the key `key_id`, for ever. Repeating it changes nothing."""
     path = f"/keys/{quote(key_id, safe='')}"
     return one(send("DELETE", path, is_repeatable=True), answers.key)
 

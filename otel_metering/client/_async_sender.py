@@ -142,7 +142,7 @@ class AsyncSender:
         await self._http.aclose()
 
     async def run(self, operation: Operation[T]) -> T:
-        """Carry out an operation."""
+        """Carry out `operation`."""
         try:
             request = next(operation)
             while True:
@@ -152,7 +152,7 @@ class AsyncSender:
             return result
 
     async def pages(self, listing: operations.Listing[T]) -> AsyncIterator[T]:
-        """Iterate over a list; a page is asked for when the one before is used up."""
+        """Iterate over `listing`; a page is asked for when the one before is used up."""
         page = listing.page(await self._answer(listing.request))
         for item in page.items:
             yield item
@@ -162,7 +162,7 @@ class AsyncSender:
                 yield item
 
     async def lines(self, request: Request) -> AsyncIterator[bytes]:
-        """Iterate over the lines of an answer, each with its line feed, while they arrive."""
+        """Iterate over the lines of the answer to `request`, with their line feeds, while they arrive."""
         lines = Lines()
         async with contextlib.aclosing(self._stream(request)) as chunks:
             async for chunk in chunks:

@@ -48,7 +48,7 @@ class Edges:
     new_id: Callable[[], str] = _new_id
 
     def attempts(self, settings: ClientSettings, request: Request) -> Attempts:
-        """The attempts of one call, which begins now."""
+        """The attempts of one call, which sends `request` under `settings` and begins now."""
         return Attempts(settings, request, clock=self.clock, jitter=self.jitter)
 
 

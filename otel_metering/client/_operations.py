@@ -171,7 +171,13 @@ def usage(
 def meters(
     *, tenant_id: str | None = None, from_: Time | None = None, to: Time | None = None
 ) -> Operation[tuple[Meter, ...]]:
-    """List the meters that are defined or have usage in the range, by slug."""
+    """List the meters that are defined or have usage in the range, by slug.
+
+    Args:
+        tenant_id: Count events of this tenant alone.
+        from_: Begin of the range, inclusive; None: 30 days before the end.
+        to: Its end, exclusive; None: now.
+    """
     parameters = given(tenant_id=tenant_id, from_=moment(from_), to=moment(to))
     found = yield from one(get("/meters", parameters), answers.page_of(answers.meter))
     return found.items
@@ -231,7 +237,7 @@ def iter_events(
 def event(
     event_id: str, *, tenant_id: str | None = None, meter: str | None = None
 ) -> Operation[Event]:
-    """Return one event. An id that several tenants or meters use needs those, too."""
+    """Return the event `event_id`. An id that several use needs `tenant_id` or `meter`, too."""
     path = f"/events/{quote(event_id, safe='')}"
     return one(get(path, given(tenant_id=tenant_id, meter=meter)), answers.event)
 
@@ -322,7 +328,14 @@ def iter_corrections(
     from_: Time | None = None,
     to: Time | None = None,
 ) -> Listing[Correction]:
-    """Iterate over what was voided and corrected."""
+    """Iterate over what was voided and corrected.
+
+    Args:
+        tenant_id: Only of this tenant.
+        meter: Only of this meter.
+        from_: Begin of the range, inclusive.
+        to: Its end, exclusive.
+    """
     parameters = given(tenant_id=tenant_id, meter=meter, from_=moment(from_), to=moment(to))
     return Listing(request=get("/corrections", parameters), parse=answers.correction)
 

@@ -44,13 +44,20 @@ def validate(
     *,
     dimensions: Mapping[str, str] | None = None,
 ) -> Operation[Decision]:
-    """Ask whether the quotas allow a quantity; takes nothing from them."""
+    """Ask whether the quotas allow a quantity; takes nothing from them.
+
+    Args:
+        tenant_id: Whose quotas.
+        meter: Its slug.
+        quantity: What would be used.
+        dimensions: Of the usage.
+    """
     check = Check(tenant_id=tenant_id, meter=meter, quantity=quantity, dimensions=dimensions)
     return one(send("POST", "/validate", _check(check), is_repeatable=True), answers.decision)
 
 
 def validate_many(checks: Iterable[Check]) -> Operation[tuple[Decision, ...]]:
-    """Ask up to 1,000 questions at once; the answers are in their order."""
+    """Ask up to 1,000 `checks` at once; the answers are in their order."""
     body = [_check(check) for check in checks]
     return one(send("POST", "/validate", body, is_repeatable=True), answers.decisions)
 
@@ -78,7 +85,7 @@ def reserve(
 
 
 def reservation(reservation_id: str) -> Operation[Reservation]:
-    """Return one reservation."""
+    """Return the reservation `reservation_id`."""
     return one(get(_reservation(reservation_id)), answers.reservation)
 
 
@@ -107,14 +114,14 @@ def commit(
 
 
 def extend(reservation_id: str, ttl_seconds: int) -> Operation[Reservation]:
-    """Let a reservation end `ttl_seconds` from now."""
+    """Let the reservation `reservation_id` end `ttl_seconds` from now."""
     path = _reservation(reservation_id, "/extend")
     body = {"ttl_seconds": ttl_seconds}
     return one(send("POST", path, body, is_repeatable=True), answers.reservation)
 
 
 def release(reservation_id: str) -> Operation[Reservation]:
-    """Give back what is reserved. Repeating it changes nothing."""
+    """Give back what `reservation_id` holds. Repeating it changes nothing."""
     path = _reservation(reservation_id, "/release")
     return one(send("POST", path, is_repeatable=True), answers.reservation)
 
@@ -162,18 +169,18 @@ def set_quota(
 
 
 def quota(quota_id: str) -> Operation[Quota]:
-    """Return one quota."""
+    """Return the quota `quota_id`."""
     return one(get(f"/quotas/{quote(quota_id, safe='')}"), answers.quota)
 
 
 def iter_quotas(*, tenant_id: str | None = None, meter: str | None = None) -> Listing[Quota]:
-    """Iterate over quotas."""
+    """Iterate over quotas, of all or of `tenant_id`, of all or of `meter`."""
     parameters = given(tenant_id=tenant_id, meter=meter)
     return Listing(request=get("/quotas", parameters), parse=answers.quota)
 
 
 def delete_quota(quota_id: str) -> Operation[None]:
-    """Delete a quota, at once."""
+    """Delete the quota `quota_id`, at once."""
     path = f"/quotas/{quote(quota_id, safe='')}"
     return one(send("DELETE", path, is_repeatable=True), answers.nothing)
 
@@ -181,7 +188,7 @@ def delete_quota(quota_id: str) -> Operation[None]:
 def iter_quota_status(
     *, tenant_id: str | None = None, meter: str | None = None
 ) -> Listing[QuotaStatus]:
-    """Iterate over how far quotas are used up."""
+    """Iterate over how far quotas are used up, of all or of `tenant_id`, of all or of `meter`."""
     parameters = given(tenant_id=tenant_id, meter=meter)
     return Listing(request=get("/quotas/status", parameters), parse=answers.quota_status)
 

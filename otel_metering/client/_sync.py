@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from otel_metering._config import read_client_settings
 from otel_metering.client import _access_operations as access
@@ -48,34 +48,34 @@ class MeteringClient(Sender):
         ConfigurationError: An argument or a variable is wrong, or there is no key.
     """
 
-    request = Does(operations.request)
-    usage = Does(operations.usage)
-    meters = Does(operations.meters)
-    event = Does(operations.event)
-    iter_events = Iterates(operations.iter_events)
-    export_events = Exports(operations.export_events)
-    void = Does(operations.void)
-    correct = Does(operations.correct)
-    iter_corrections = Iterates(operations.iter_corrections)
+    request: Final = Does(operations.request)
+    usage: Final = Does(operations.usage)
+    meters: Final = Does(operations.meters)
+    event: Final = Does(operations.event)
+    iter_events: Final = Iterates(operations.iter_events)
+    export_events: Final = Exports(operations.export_events)
+    void: Final = Does(operations.void)
+    correct: Final = Does(operations.correct)
+    iter_corrections: Final = Iterates(operations.iter_corrections)
 
-    validate = Does(quotas.validate)
-    validate_many = Does(quotas.validate_many)
-    reservation = Does(quotas.reservation)
-    commit = Does(quotas.commit)
-    extend = Does(quotas.extend)
-    release = Does(quotas.release)
-    set_quota = Does(quotas.set_quota)
-    quota = Does(quotas.quota)
-    iter_quotas = Iterates(quotas.iter_quotas)
-    delete_quota = Does(quotas.delete_quota)
-    iter_quota_status = Iterates(quotas.iter_quota_status)
+    validate: Final = Does(quotas.validate)
+    validate_many: Final = Does(quotas.validate_many)
+    reservation: Final = Does(quotas.reservation)
+    commit: Final = Does(quotas.commit)
+    extend: Final = Does(quotas.extend)
+    release: Final = Does(quotas.release)
+    set_quota: Final = Does(quotas.set_quota)
+    quota: Final = Does(quotas.quota)
+    iter_quotas: Final = Iterates(quotas.iter_quotas)
+    delete_quota: Final = Does(quotas.delete_quota)
+    iter_quota_status: Final = Iterates(quotas.iter_quota_status)
 
-    create_key = Does(access.create_key)
-    keys = Does(access.keys)
-    rotate_key = Does(access.rotate_key)
-    revoke_key = Does(access.revoke_key)
-    create_token = Does(access.create_token)
-    iter_audit = Iterates(access.iter_audit)
+    create_key: Final = Does(access.create_key)
+    keys: Final = Does(access.keys)
+    rotate_key: Final = Does(access.rotate_key)
+    revoke_key: Final = Does(access.revoke_key)
+    create_token: Final = Does(access.create_token)
+    iter_audit: Final = Iterates(access.iter_audit)
 
     def __init__(
         self,
@@ -162,8 +162,8 @@ class HeldReservation:
     def __init__(
         self, client: MeteringClient, wanted: Wanted, decision: Decision, edges: _http.Edges
     ) -> None:
-        self.reservation_id = wanted.reservation_id
-        self.decision = decision
+        self.reservation_id: str = wanted.reservation_id
+        self.decision: Decision = decision
         self._client = client
         self._wanted = wanted
         self._edges = edges

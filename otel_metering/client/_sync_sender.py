@@ -129,7 +129,7 @@ class Sender:
         self._http.close()
 
     def run(self, operation: Operation[T]) -> T:
-        """Carry out an operation."""
+        """Carry out `operation`."""
         try:
             request = next(operation)
             while True:
@@ -139,7 +139,7 @@ class Sender:
             return result
 
     def pages(self, listing: operations.Listing[T]) -> Iterator[T]:
-        """Iterate over a list; a page is asked for when the one before is used up."""
+        """Iterate over `listing`; a page is asked for when the one before is used up."""
         page = listing.page(self._answer(listing.request))
         yield from page.items
         while page.next_cursor is not None:
@@ -147,7 +147,7 @@ class Sender:
             yield from page.items
 
     def lines(self, request: Request) -> Iterator[bytes]:
-        """Iterate over the lines of an answer, each with its line feed, while they arrive."""
+        """Iterate over the lines of the answer to `request`, with their line feeds, while they arrive."""
         lines = Lines()
         with contextlib.closing(self._stream(request)) as chunks:
             for chunk in chunks:

@@ -1,16 +1,19 @@
 """The documentation is true: its code runs, its links lead somewhere, its settings are those of the code."""
 
+import ast
 import os
 import re
 import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.up import KEY, Up
+from tests.integration.sdk_backend import running_backend
 from tests.waiting import eventually
 
 REPOSITORY = Path(__file__).parents[2]
@@ -60,7 +63,45 @@ def test_the_code_of_the_readme_asks_before_usage_and_records_it(up: Up) -> None
 
 def codes() -> list[str]:
     """The programs in the README."""
-    return re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.S)
+    return blocks(REPOSITORY / "README.md")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_every_python_block_is_python(page: Path) -> None:
+    for number, code in enumerate(blocks(page)):
+        compile(code, f"{page.name}, block {number}", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+def test_the_code_of_the_sdk_page_counts_what_it_says(tmp_path: Path) -> None:
+    program = "\n".join(blocks(REPOSITORY / "docs" / "sdk.md", "<!-- runs -->\n"))
+    program += """
+import asyncio
+from types import SimpleNamespace as Thing
+
+async def model(prompt):
+    return Thing(tokens=40, model="small")
+
+with tenant("acme"):
+    asyncio.run(answer(model, "why?"))
+for _ in range(2):
+    bill(Thing(customer="acme", number=7))
+assert otel_metering.shutdown(20)
+"""
+    with running_backend() as backend:
+        settings = {"METERING_ENDPOINT": backend.endpoint, "METERING_SPOOL_DIR": str(tmp_path)}
+        subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, **settings})
+
+    assert backend.totals() == {
+        ("orders.items", "acme"): Decimal(3),
+        ("storage.gigabytes", "acme"): Decimal("0.25"),
+        ("llm.tokens", "acme"): Decimal(40),
+    }
+    assert {attributes["metering.event.id"] for _, _, attributes in backend.events} == {"invoice/7"}
+
+
+def blocks(page: Path, after: str = "") -> list[str]:
+    """The Python in a page; only what stands right after that line, if one is given."""
+    return re.findall(re.escape(after) + r"```python\n(.*?)```", page.read_text(), re.S)
 
 
 def test_the_settings_page_is_that_of_the_code() -> None:

@@ -176,7 +176,10 @@ def test_without_the_extra_its_name_is_printed() -> None:
     result = run("usage", code=code)
 
     assert result.returncode == 1
-    assert result.stderr == "error: typer is not installed; run: pip install 'otel-metering[cli]'\n"
+    assert result.stderr == (
+        "error: typer is not installed; run: pip install 'otel-metering[cli]' to ask a query API, "
+        "or 'otel-metering[embedded]' to run one here\n"
+    )
 
 
 def test_a_command_whose_extra_is_missing_is_explained() -> None:

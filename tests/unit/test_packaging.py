@@ -1,12 +1,15 @@
 """An instrumented service installs opentelemetry and nothing else, and pays nothing for an import."""
 
+import json
+import os
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
-PYPROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+REPOSITORY = Path(__file__).parents[2]
+PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 
 
 def names(requirements: list[str]) -> set[str]:
@@ -44,3 +47,28 @@ def test_an_import_starts_no_thread_and_reads_no_setting() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout == "1\n"
+
+
+def test_a_type_checker_knows_the_type_of_every_public_name() -> None:
+    # By PATH and PYTHONPATH, as `--verifytypes` ignores `--pythonpath`.
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    command = [sys.executable, "-m", "basedpyright", "--outputjson", "--ignoreexternal"]
+
+    done = subprocess.run(
+        [*command, "--verifytypes", "otel_metering"],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    found = json.loads(done.stdout)["typeCompleteness"]
+    assert found["packageRootDirectory"] == str(REPOSITORY / "otel_metering")
+    assert found["exportedSymbolCounts"]["withKnownType"] > 500
+    # Of private modules too, where the classes are defined that a public one exports.
+    assert [one["name"] for one in found["symbols"] if not one["isTypeKnown"]] == []
