@@ -352,7 +352,8 @@ class Book:
     def all_back(self) -> list[Lease]:
         """Forget all leases; returns those that can be given back, as all usage was delivered."""
         some = sorted(self.leases.values(), key=lambda one: -one.left)
-        self.leases, self.accounts = {}, {}
+        self.leases.clear()
+        self.accounts.clear()
         return [one for one in some if one.left and one.out <= 0]
 
     def _used(self) -> Iterator[Lease]:

@@ -18,7 +18,8 @@ from typing import Final, Literal
 from otel_metering._cells import CellBook
 from otel_metering._config import Durability, Protocol, Settings, TransportMode, read_settings
 from otel_metering._guard import Stats, guarded, problems
-from otel_metering._leases import Desk, leases
+from otel_metering._lease_keeper import Desk
+from otel_metering._leases import leases
 from otel_metering._outbox import Outbox, gate
 from otel_metering._pipeline import Edges, Pipeline
 from otel_metering._record import sink
