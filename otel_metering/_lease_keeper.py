@@ -85,14 +85,16 @@ class Keeper:
     """The book of a process, and all that is asked for it. Any thread.
 
     Attributes:
-        lock: Held while the book is used; notified when something was answered. Re-entrant: a signal
-            handler may take units while its thread does.
+        lock: Held while the book is used. Re-entrant: a signal handler may take units while its thread
+            does.
+        answered: Of the same lock; notified when something was answered.
         book: The leases.
         desk: What they are made with.
     """
 
     def __init__(self, desk: Desk, api: QuotaApi) -> None:
-        self.lock = threading.Condition(threading.RLock())
+        self.lock = threading.RLock()
+        self.answered = threading.Condition(self.lock)
         self.book = Book()
         self.desk = desk
         self.api = api
@@ -147,7 +149,7 @@ class Keeper:
             with self.lock:
                 for one in wanted:
                     self._asking.pop(one.account, None)
-                self.lock.notify_all()
+                self.answered.notify_all()
 
     def stop(self, timeout_seconds: float, *, is_delivered: bool) -> None:
         """End the thread, and give back what can be given back in time.
@@ -162,14 +164,15 @@ class Keeper:
         with self.lock:
             names = [one.lease_id for one in self.book.all_back()] if is_delivered else []
             names += list(self._unwanted)
-            self.lock.notify_all()
+            self.answered.notify_all()
         self.api.hurry(timeout_seconds / 2)
         until = self._now() + timeout_seconds
         with suppress(UnavailableError, InvalidUsageError):
             for name in names:
                 if self._now() >= until:
-                    return
+                    break
                 self.api.release(name)
+        self.api.close()
 
     def ensure_thread(self) -> None:
         """Have the thread, and have it awake."""

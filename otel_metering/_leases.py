@@ -17,6 +17,9 @@ from otel_metering._quota_api import MAX_SECONDS, QuotaApi
 from otel_metering.clock import SystemClock
 from otel_metering.errors import QuotaExceededError
 
+_new: Final = tuple.__new__
+"""Makes a named tuple in half the time."""
+
 _WAIT_SECONDS: Final = 3 * MAX_SECONDS
 """A call that waits for others to ask gives up then."""
 
@@ -40,7 +43,7 @@ class Leases:
         self._keeper: Keeper | None = None
         # Of the keeper, for the calls that need nothing else of it.
         self._accounts: dict[tuple[str, str], Account] = {}
-        self._lock: threading.Condition = threading.Condition()
+        self._lock = threading.RLock()
         self._now = SystemClock().monotonic
 
     def start(self, desk: Desk) -> None:
@@ -50,11 +53,14 @@ class Leases:
             ConfigurationError: A certificate or key cannot be used.
         """
         api, before = QuotaApi(desk.settings, desk.clock), self._keeper
-        if before is None or before.desk.settings.api_url != desk.settings.api_url:
-            # Leases of another service end by themselves.
-            self._use(Keeper(desk, api))
-        else:
+        if before is not None and before.desk.settings.api_url == desk.settings.api_url:
+            before.api.close()
             before.desk, before.api = desk, api
+            return
+        self._use(Keeper(desk, api))
+        if before is not None:
+            # Leases of another service end by themselves.
+            before.stop(0.0, is_delivered=False)
 
     def stop(self, timeout_seconds: float, *, is_delivered: bool) -> None:
         """Enforce nothing any more, and give back what can be given back in time; see `Keeper.stop`."""
@@ -124,15 +130,15 @@ class Leases:
         account = self._accounts.get((meter, tenant))  # type: ignore[arg-type] # None is not there
         if account is None:
             return None
+        now = self._now()
         with self._lock:
-            now = self._now()
             lease = account.take(nanos, now)
-            if lease is None:
-                if now >= account.free_until:
-                    return None
-                account.asked_at = now
-                return Grant(None, nanos)
-        return Grant(lease.lease_id, nanos)
+        if lease is not None:
+            return _new(Grant, (lease.lease_id, nanos))
+        if now >= account.free_until:
+            return None
+        account.asked_at = now
+        return _new(Grant, (None, nanos))
 
     def _use(self, keeper: Keeper) -> None:
         self._keeper = keeper
@@ -160,7 +166,7 @@ class Leases:
                 if keeper.is_down(now) or now >= give_up_at:
                     return self._without_answer(account, nanos)
                 if not keeper.begin(account):
-                    keeper.lock.wait(give_up_at - now)
+                    keeper.answered.wait(give_up_at - now)
                     continue
             keeper.ensure_thread()
             if not keeper.ask([Wanted(meter, tenant, account, found)]):

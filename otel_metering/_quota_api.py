@@ -72,6 +72,7 @@ class QuotaApi:
         }
         self._tls = client_context(settings) if self._url.scheme == "https" else None
         self._idle: list[HTTPConnection] = []
+        self._is_closed = False
 
     def ask(self, questions: Sequence[Question]) -> list[Told]:
         """The answers, in their order.
@@ -113,6 +114,11 @@ class QuotaApi:
         status, content = self._post(f"reservations/{lease_id}/release", {})
         if status not in _GONE:
             self._refuse(status, content)
+
+    def close(self) -> None:
+        """Keep no connection open from now on."""
+        self._is_closed = True
+        self.disconnect()
 
     def hurry(self, timeout_seconds: float) -> None:
         """Wait no longer than that from now on."""
@@ -174,10 +180,11 @@ class QuotaApi:
         connection.request("POST", f"{self._url.path}/v1/meter/{path}", body, self._headers)
         response = connection.getresponse()
         content = response.read(_MAX_ANSWER_BYTES)
-        if response.will_close or not response.isclosed() or len(self._idle) >= _MAX_KEPT:
-            connection.close()
-        else:
+        is_usable = response.isclosed() and not response.will_close
+        if is_usable and len(self._idle) < _MAX_KEPT and not self._is_closed:
             self._idle.append(connection)
+        else:
+            connection.close()
         return response.status, content
 
     def _connect(self) -> HTTPConnection:
