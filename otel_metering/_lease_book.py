@@ -9,10 +9,13 @@ of an amount: callers have a lock against other threads, and no call or backward
 at which a signal handler of the same thread could run.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
+
+Key = tuple[str, str]
+"""(meter, tenant)"""
 
 AHEAD_SECONDS: Final = 20.0
 """A lease should last so long: each one is a series of its own for the receiver."""
@@ -290,8 +293,8 @@ class Account:
 
     def _size(self, need: int, now: float) -> int:
         size = min(int(self._rate(now) * AHEAD_SECONDS), _GROWTH * max(self._last, need))
-        if self._remaining is not None and not self._is_soft:
-            size = min(size, self._remaining // _SHARE)
+        if not self._is_soft:
+            size = min(size, (self._remaining or 0) // _SHARE)
         # A multiple of what a call takes: no call can use the piece that would be left.
         return max(size - size % need, need)
 
@@ -315,8 +318,15 @@ class Book:
     """
 
     def __init__(self) -> None:
-        self.accounts: dict[tuple[str, str], Account] = {}
+        self.accounts: dict[Key, Account] = {}
         self.leases: dict[str, Lease] = {}
+
+    def add(self, key: Key, lease: Lease) -> bool:
+        """Have a new one; False: its account was forgotten meanwhile, and another took its place."""
+        if self.accounts.setdefault(key, lease.account) is not lease.account:
+            return False
+        self.leases[lease.lease_id] = lease
+        return True
 
     def drop(self, lease: Lease) -> None:
         """Nobody takes from it any more."""
@@ -324,30 +334,39 @@ class Book:
         if lease in lease.account.leases:
             lease.account.leases.remove(lease)
 
-    def tend(self, now: float) -> list[Lease]:
-        """Forget what has ended, close what is idle; returns the leases to give back, which are forgotten."""
-        for key, account in list(self.accounts.items()):
-            account.tend(now)
-            is_idle = now - account.asked_at > max(MAX_AHEAD_SECONDS, FREE_SECONDS)
-            if is_idle and not account.leases:
-                del self.accounts[key]
+    def tend(self, now: float, some: Iterable[Key] | None = None) -> list[Lease]:
+        """Forget what has ended, and close what is idle.
+
+        Args:
+            now: The time.
+            some: These accounts alone; None: all.
+
+        Returns:
+            Leases to give back; they are forgotten.
+        """
         back = []
-        for lease in list(self.leases.values()):
-            if now >= lease.ends_at or (lease.is_settled and lease.is_over(now)):
-                self.drop(lease)
-                if lease.left and now < lease.ends_at:
-                    back.append(lease)
+        for key in list(self.accounts) if some is None else some:
+            account = self.accounts.get(key)
+            if account is None:
+                continue
+            account.tend(now)
+            for lease in account.leases.copy():
+                if now >= lease.ends_at or (lease.is_settled and lease.is_over(now)):
+                    self.drop(lease)
+                    if lease.left and now < lease.ends_at:
+                        back.append(lease)
+            if not account.leases and now - account.asked_at > MAX_AHEAD_SECONDS:
+                del self.accounts[key]
         return back
 
     def waning(self, now: float, ttl_seconds: float) -> list[Lease]:
-        """Leases of which less than half of the time is left."""
-        return [one for one in self.leases.values() if one.ends_at - now < ttl_seconds / 2]
+        """Leases of which less than half of the time is left; needs no lock."""
+        return [one for one in list(self.leases.values()) if one.ends_at - now < ttl_seconds / 2]
 
     def unconfirmed(self, now: float) -> dict[Lease, int]:
-        """What was used of each lease, if one waits for that to be delivered; else nothing."""
-        if not any(one.is_over(now) for one in self._used()):
-            return {}
-        return {one: one.used for one in self._used()}
+        """What was used of each lease, if one waits for that to be delivered; else nothing. Needs no lock."""
+        used = {one: one.used for one in list(self.leases.values()) if one.used > one.delivered}
+        return used if any(one.is_over(now) for one in used) else {}
 
     def all_back(self) -> list[Lease]:
         """Forget all leases; returns those that can be given back, as all usage was delivered."""
@@ -355,6 +374,3 @@ class Book:
         self.leases.clear()
         self.accounts.clear()
         return [one for one in some if one.left and one.out <= 0]
-
-    def _used(self) -> Iterator[Lease]:
-        return (one for one in self.leases.values() if one.used > one.delivered)

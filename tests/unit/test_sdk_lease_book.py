@@ -74,7 +74,7 @@ class Process:
         told, name = self.service.ask(ask, now)
         lease = self.account.told(ask, told, name, now, TTL)
         if lease is not None:
-            self.book.leases[name] = lease
+            assert self.book.add(("m", "t"), lease)
 
     def take(self, units: int, now: float) -> bool:
         for _ in range(4):
@@ -397,3 +397,13 @@ def test_pieces_too_small_for_a_call_are_given_back_if_that_makes_room(
 
     assert isinstance(account.decide(8, 1.0), Denial)
     assert lease.is_closing is is_closed
+
+
+def test_a_lease_whose_account_was_forgotten_meanwhile_is_not_kept() -> None:
+    book = Book()
+    asked = Account(0.0)
+    successor = book.accounts["m", "t"] = Account(1.0)
+
+    assert not book.add(("m", "t"), hold(asked, 10))
+    assert book.add(("m", "t"), hold(successor, 10))
+    assert [one.account for one in book.leases.values()] == [successor]
