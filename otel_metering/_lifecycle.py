@@ -11,7 +11,7 @@ import os
 import random
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, Literal
 
@@ -19,6 +19,8 @@ from otel_metering._cells import CellBook
 from otel_metering._config import Durability, Protocol, Settings, TransportMode, read_settings
 from otel_metering._global_meters import mirror
 from otel_metering._guard import Stats, guarded, problems
+from otel_metering._lease_keeper import Desk
+from otel_metering._leases import leases
 from otel_metering._modes import hand_over, outbox_of
 from otel_metering._parcel import gate
 from otel_metering._pipeline import Edges, Pipeline
@@ -66,6 +68,7 @@ class _Process:
             book = self._book or self._new_book(settings)
             pipeline = self._new_pipeline(settings, book)
             pipeline.outbox.open()
+            leases.start(self._new_desk(settings))
             predecessor, self.pipeline = self.pipeline, pipeline
             self.settings, self._book = settings, book
             book.max_series_per_meter = settings.max_series_per_meter
@@ -86,11 +89,13 @@ class _Process:
         with self.lock:
             sink.close()
             pipeline, self.pipeline, self.settings = self.pipeline, None, None
-            if pipeline is None:
-                return True
-            is_sent = _settle(pipeline, timeout_seconds)
-            pipeline.stop(_STOP_SECONDS)
-            pipeline.outbox.close()
+            is_sent = True
+            if pipeline is not None:
+                is_sent = _settle(pipeline, timeout_seconds)
+                pipeline.stop(_STOP_SECONDS)
+                pipeline.outbox.close()
+            # Only what was delivered is counted: before, the leases hold its units.
+            leases.stop(_LAST_CHANCE_SECONDS, is_delivered=is_sent)
             return is_sent
 
     def before_fork(self) -> None:
@@ -109,6 +114,7 @@ class _Process:
             self._inherited |= self.pipeline.outbox.abandon()
             self.pipeline = None
         self._book = None
+        leases.after_fork_in_child()
         if self.settings is not None:
             self._book = self._new_book(self.settings)
             sink.open(self._book)
@@ -125,6 +131,14 @@ class _Process:
     def _new_pipeline(self, settings: Settings, book: CellBook) -> Pipeline:
         outbox = outbox_of(settings, instance_id=_EDGES.new_id(), inherited=self._inherited)
         return Pipeline(settings, book, outbox, _EDGES)
+
+    def _new_desk(self, settings: Settings) -> Desk:
+        return Desk(
+            settings=settings,
+            delivery=_Delivery(self),
+            clock=_EDGES.clock,
+            new_id=_EDGES.new_id,
+        )
 
     def _on_new_thread(self) -> None:
         """In a child, the first usage starts the pipeline: most children only call exec."""
@@ -150,6 +164,29 @@ class _Process:
         multiprocessing.util.register_after_fork(self, _Process.after_multiprocessing_fork)
         if multiprocessing.process.parent_process() is not None:
             self.after_multiprocessing_fork()
+
+
+class _Delivery:
+    """What leases have to know of usage; `False` while a pipeline takes over from another."""
+
+    def __init__(self, process: _Process) -> None:
+        self._process = process
+
+    def flush(self) -> bool:
+        return self._with_pipeline(Pipeline.flush)
+
+    def is_all_delivered(self) -> bool:
+        return self._with_pipeline(lambda one: one.outbox.pending_requests == 0)
+
+    def _with_pipeline(self, ask: Callable[[Pipeline], bool]) -> bool:
+        lock = self._process.lock
+        if not lock.acquire(blocking=False):
+            return False
+        try:
+            pipeline = self._process.pipeline
+            return pipeline is not None and ask(pipeline)
+        finally:
+            lock.release()
 
 
 _process = _Process()

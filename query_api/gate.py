@@ -294,6 +294,12 @@ class Gate:
         Raises:
             UnavailableError: The counters, or the journal, cannot be reached; do it again.
         """
+        # Usage of a lease that was acknowledged before must be counted before: released first, its units
+        # would be in neither.
+        if found.is_lease and not self._tally.wait_applied(self._policy.load_seconds):
+            raise UnavailableError(
+                "usage is not counted at the moment; release it again in a second"
+            )
         return self._kept(self._counters.touch(End(found.tag, found.reservation_id, state)), found)
 
     def extend(self, found: Reservation, ttl_ms: int) -> Reservation:

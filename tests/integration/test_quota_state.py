@@ -158,6 +158,22 @@ def test_usage_that_carries_the_id_is_counted_and_held_no_longer(
         assert not one.ask("2.000000001" if is_lease else "3.000000001").decision.is_allowed
 
 
+def test_a_lease_that_is_released_behind_its_usage_frees_only_the_rest(start: Start) -> None:
+    with start() as one:
+        one.put("1000")
+        ready(one)
+        for number in range(1, 41):
+            name = f"lease{number}"
+            held = one.ask("8", reservation_id=name, is_lease=True).reservation
+            assert held is not None
+            one.send([settling("7", name)])  # type: ignore[list-item]
+            one.quotas.gate.end(held, State.RELEASED)
+
+            binding = one.ask("0").decision.binding
+            assert binding is not None
+            assert binding.remaining == (1_000 - 7 * number) * 10**9
+
+
 def test_the_same_reservation_again_holds_nothing_twice(start: Start) -> None:
     with start() as one:
         one.put("10")
