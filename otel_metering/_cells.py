@@ -163,11 +163,25 @@ class CellBook:
             return cells.setdefault(key, Cell(series, types))
         if found is not None and found.types == types:
             return found
-        if not self._has_room_for(series):
-            problems.report(Problem.FOLDED_USAGE, f"meter {meter} has too many series")
-            series = Series(series.meter, series.tenant, ())
         # Not under the fast key, which would find it for usage that only looks the same.
+        series = self._fitting(series)
         return cells.setdefault(series, Cell(series))
+
+    def cell_under(
+        self, key: Hashable, meter: str, tenant: str | None, dimensions: Dimensions
+    ) -> Cell:
+        """The calling thread's cell under `key`, which means this usage and no other.
+
+        Raises:
+            InvalidUsageError: `tenant` is not a valid name.
+        """
+        cells = self._shard().cells
+        found = cells.get(key)
+        if found is not None:
+            return found
+        series = Series(meter, _checked_tenant(tenant), dimensions)
+        fitting = self._fitting(series)
+        return cells.setdefault(key if fitting is series else fitting, Cell(fitting))
 
     def add_event(self, event: Event) -> None:
         """Keep `event` for the next flush.
@@ -227,6 +241,13 @@ class CellBook:
             self._on_new_thread()
             return shard
 
+    def _fitting(self, series: Series) -> Series:
+        """`series`, without its dimensions if there are too many."""
+        if self._has_room_for(series):
+            return series
+        problems.report(Problem.FOLDED_USAGE, f"meter {series.meter} has too many series")
+        return Series(series.meter, series.tenant, ())
+
     def _has_room_for(self, series: Series) -> bool:
         known = self._series.setdefault(series.meter, set())
         # Usage without dimensions always has room: the tenant is never lost.
@@ -259,9 +280,13 @@ def series_of(meter: str, tenant: str | None, attributes: Mapping[str, object] |
     """
     return Series(
         _name("meter", meter),
-        None if tenant is None else _name("tenant", tenant),
+        _checked_tenant(tenant),
         dimensions_of(attributes),
     )
+
+
+def _checked_tenant(tenant: object) -> str | None:
+    return None if tenant is None else _name("tenant", tenant)
 
 
 def check_event_id(event_id: object) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal
 
-from otel_metering._cells import CellBook
+from otel_metering._cells import CellBook, Event
 from otel_metering._config import Durability, Protocol, Settings, TransportMode, read_settings
 from otel_metering._guard import Stats, guarded, problems
 from otel_metering._outbox import Outbox, gate
@@ -71,7 +71,7 @@ class _Process:
                 pipeline.outbox.inherit(predecessor.outbox)
             self._hook()
             pipeline.start()
-            sink.open(book)
+            sink.open(book, self.write_event_now)
 
     def stop(self, timeout_seconds: float) -> bool:
         """Deliver what can be delivered in time, and stop. True: all of it was acknowledged."""
@@ -84,6 +84,13 @@ class _Process:
             pipeline.stop(_STOP_SECONDS)
             pipeline.outbox.close()
             return is_sent
+
+    def write_event_now(self, event: Event) -> bool:
+        """Take `event` to disk before this returns; False: it waits in memory for the next flush."""
+        if self._book is None:
+            return False
+        self._book.add_event(event)
+        return self.pipeline is not None and self.pipeline.flush()
 
     def before_fork(self) -> None:
         gate.close_for_fork()
@@ -102,7 +109,7 @@ class _Process:
         self._book = None
         if self.settings is not None:
             self._book = self._new_book(self.settings)
-            sink.open(self._book)
+            sink.open(self._book, self.write_event_now)
 
     def after_multiprocessing_fork(self) -> None:
         # Such a child ends by os._exit, after its finalizers but without atexit.
@@ -180,7 +187,8 @@ def configure(
     """Start counting, or go on with other settings.
 
     An argument beats `METERING_*`, which beats the `OTEL_*` variable of the same meaning, which beats the
-    default. What was recorded under earlier settings is sent under the new ones.
+    default. What was recorded under earlier settings is sent under the new ones. While a test captures usage
+    (`otel_metering.testing`), settings are checked and nothing is started.
 
     Usage is safe once it is flushed; a process that ends normally flushes first. One that is killed, by a
     SIGTERM without handler too, loses what it recorded since the last flush.
@@ -227,7 +235,9 @@ def configure(
         ConfigurationError: A setting is wrong; the message names it. Earlier settings stay in force.
     """
     arguments = dict(locals())
-    _process.start(read_settings(**arguments))
+    settings = read_settings(**arguments)
+    if not sink.is_captured:
+        _process.start(settings)
 
 
 def flush(timeout_seconds: float = 10.0, *, send: bool = False) -> bool:
@@ -241,7 +251,7 @@ def flush(timeout_seconds: float = 10.0, *, send: bool = False) -> bool:
         Whether it is on disk and, with `send`, acknowledged. True if there is nothing to do.
     """
     pipeline = _process.pipeline
-    if pipeline is None:
+    if pipeline is None or sink.is_captured:
         return True
     is_flushed = pipeline.flush()
     if not send:
@@ -260,13 +270,13 @@ def shutdown(timeout_seconds: float = _LAST_CHANCE_SECONDS) -> bool:
     Returns:
         Whether everything was acknowledged.
     """
-    return _process.stop(timeout_seconds)
+    return sink.is_captured or _process.stop(timeout_seconds)
 
 
 def settle() -> None:
     """Flush, and give the receiver a short chance: this process may be killed next."""
     pipeline = _process.pipeline
-    if pipeline is not None:
+    if pipeline is not None and not sink.is_captured:
         _settle(pipeline, _LAST_CHANCE_SECONDS)
 
 
