@@ -21,6 +21,7 @@ from typing import Final, NamedTuple
 
 from otel_metering._dimensions import Dimensions, dimensions_of
 from otel_metering._guard import Problem, problems
+from otel_metering._wakeup import Wakeup
 from otel_metering.contract.event import MAX_EVENT_ID_LENGTH, check_name
 from otel_metering.errors import InvalidUsageError
 
@@ -140,7 +141,7 @@ class CellBook:
 
     def __init__(self, *, max_series_per_meter: int, on_new_thread: Callable[[], None]) -> None:
         self.max_series_per_meter = max_series_per_meter
-        self.pressure = threading.Event()
+        self.pressure = Wakeup()
         self._on_new_thread = on_new_thread
         self._ledgers: list[_Ledger] = []
         self._series: dict[str, set[Series]] = {}

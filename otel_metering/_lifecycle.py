@@ -144,7 +144,6 @@ class _Process:
         if self._has_hooks:
             return
         self._has_hooks = True
-        atexit.register(_at_exit)
         os.register_at_fork(
             before=self.before_fork,
             after_in_parent=self.after_fork_in_parent,
@@ -302,3 +301,8 @@ def _settle(pipeline: Pipeline, timeout_seconds: float) -> bool:
 def _at_exit() -> None:
     with guarded:
         _process.stop(_LAST_CHANCE_SECONDS)
+
+
+# Now and not when configured: the last to be registered is the first to be called, and an application's own
+# handlers, which may record usage, are to be called before.
+atexit.register(_at_exit)

@@ -17,7 +17,7 @@ from otel_metering._encode import (
 )
 from otel_metering._export import Sender
 from otel_metering._guard import Problem, problems
-from otel_metering._outbox import Outbox
+from otel_metering._outbox import Outbox, gate
 from otel_metering.clock import Clock
 from otel_metering.errors import UnavailableError
 
@@ -80,6 +80,10 @@ class Pipeline:
         Returns:
             Whether it is on disk; if not, it is still in memory.
         """
+        if gate.is_mine():
+            # This is a finalizer in the middle of a spool's own work. Another thread's flush may wait for
+            # that spool, and this thread would wait for that flush.
+            return False
         with self._lock:
             # Closed: the cells are the next pipeline's to read. Flushing: this is a signal handler that
             # interrupted a flush of its own thread; a second reading now would count twice.
