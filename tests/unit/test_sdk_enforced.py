@@ -92,7 +92,10 @@ def test_a_call_is_asked_before_it_counts_under_its_reservation(
     assert quota.settled_units == [2]
 
 
-def test_a_denied_call_is_not_made_and_not_counted(usage: CapturedUsage, quota: Quota) -> None:
+def test_a_denied_call_is_not_made_and_not_counted(
+    usage: CapturedUsage, quota: Quota, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("otel_metering._guard.is_under_pytest", lambda: False)
     made = []
 
     @meter("api.calls", quantity=6, quota="enforce", count_on="both")
@@ -251,6 +254,7 @@ def test_an_asynchronous_generator_is_asked_at_its_first_step_for_the_tenant_of_
     asyncio.run(use())
 
     assert quota.asked == [Asked("rows", "tenant_b", 6 * UNIT)] * 2
+    assert quota.async_count == 2
     assert quota.settled_units == [6]
     usage.assert_total("rows", 6, tenant="tenant_b")
 

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager, nullcontext
+from contextvars import copy_context
 from decimal import Decimal
 from typing import NoReturn
 
@@ -111,7 +112,9 @@ def test_partial_functions_and_callable_objects_are_counted(usage: CapturedUsage
     async def run(items: int) -> int:
         return items
 
-    assert asyncio.run(meter("jobs")(Job())(2)) == 2
+    coroutine = meter("jobs")(Job())(2)
+    usage.assert_none()
+    assert asyncio.run(coroutine) == 2
     assert asyncio.run(meter("jobs")(functools.partial(run, 3))()) == 3
     assert meter("jobs")(functools.partial(max, 4))(1) == 4
 
@@ -685,6 +688,46 @@ def test_an_asynchronous_generator_that_is_closed_early_is_a_success(
 
     assert cleaned == ["tenant_a"]
     usage.assert_total("rows", 1, tenant="tenant_a", attributes={"result": "None"})
+
+
+def test_a_loop_may_close_body_and_generator_side_by_side(usage: CapturedUsage) -> None:
+    @meter("rows")
+    async def rows() -> AsyncGenerator[int, None]:
+        try:
+            yield 1
+        finally:
+            await asyncio.sleep(0)
+
+    async def use() -> list[object]:
+        opened = rows()
+        await anext(opened)
+        body = opened.ag_frame.f_locals["body"]  # type: ignore[attr-defined] # as the loop knows it
+        # As loop.shutdown_asyncgens does, in this order or the other.
+        closing = asyncio.gather(body.aclose(), opened.aclose(), return_exceptions=True)
+        return list(await closing)
+
+    assert asyncio.run(use()) == [None, None]
+    usage.assert_total("rows", 1)
+
+
+def test_an_asynchronous_generator_may_be_finalized_elsewhere_while_it_waits(
+    usage: CapturedUsage,
+) -> None:
+    @meter("rows")
+    async def rows() -> AsyncIterator[int]:
+        await asyncio.sleep(0)
+        yield 1
+
+    async def consume() -> None:
+        async for _ in rows():
+            pass
+
+    coroutine = consume()
+    copy_context().run(coroutine.send, None)
+    coroutine.close()  # as by the collector: in a context that is not its own
+
+    assert current_tenant() == "tenant_a"
+    usage.assert_total("rows", 1)
 
 
 def test_fastapi_still_knows_a_dependency_with_yield(usage: CapturedUsage) -> None:
