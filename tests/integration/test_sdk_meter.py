@@ -125,7 +125,7 @@ def test_durable_usage_is_on_disk_when_record_returns(backend: Backend, tmp_path
     backend.script.clear()
     assert otel_metering.flush(send=True)
     ((meter, quantity, attributes),) = backend.events
-    assert (meter, quantity) == ("orders", 3)
+    assert (meter, quantity) == ("orders", Decimal(3))
     assert attributes["metering.event.id"]
 
 
