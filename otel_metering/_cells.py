@@ -21,6 +21,7 @@ from typing import Final, NamedTuple
 
 from otel_metering._dimensions import Dimensions, dimensions_of
 from otel_metering._guard import Problem, problems
+from otel_metering._wakeup import Wakeup
 from otel_metering.contract.event import MAX_EVENT_ID_LENGTH, check_name
 from otel_metering.errors import InvalidUsageError
 
@@ -140,7 +141,7 @@ class CellBook:
 
     def __init__(self, *, max_series_per_meter: int, on_new_thread: Callable[[], None]) -> None:
         self.max_series_per_meter = max_series_per_meter
-        self.pressure = threading.Event()
+        self.pressure = Wakeup()
         self._on_new_thread = on_new_thread
         self._ledgers: list[_Ledger] = []
         self._series: dict[str, set[Series]] = {}
@@ -163,11 +164,25 @@ class CellBook:
             return cells.setdefault(key, Cell(series, types))
         if found is not None and found.types == types:
             return found
-        if not self._has_room_for(series):
-            problems.report(Problem.FOLDED_USAGE, f"meter {meter} has too many series")
-            series = Series(series.meter, series.tenant, ())
         # Not under the fast key, which would find it for usage that only looks the same.
+        series = self._fitting(series)
         return cells.setdefault(series, Cell(series))
+
+    def cell_under(
+        self, key: Hashable, meter: str, tenant: str | None, dimensions: Dimensions
+    ) -> Cell:
+        """The calling thread's cell under `key`, which means this usage and no other.
+
+        Raises:
+            InvalidUsageError: `tenant` is not a valid name.
+        """
+        cells = self._shard().cells
+        found = cells.get(key)
+        if found is not None:
+            return found
+        series = Series(meter, _checked_tenant(tenant), dimensions)
+        fitting = self._fitting(series)
+        return cells.setdefault(key if fitting is series else fitting, Cell(fitting))
 
     def add_event(self, event: Event) -> None:
         """Keep `event` for the next flush.
@@ -227,6 +242,13 @@ class CellBook:
             self._on_new_thread()
             return shard
 
+    def _fitting(self, series: Series) -> Series:
+        """`series`, without its dimensions if there are too many."""
+        if self._has_room_for(series):
+            return series
+        problems.report(Problem.FOLDED_USAGE, f"meter {series.meter} has too many series")
+        return Series(series.meter, series.tenant, ())
+
     def _has_room_for(self, series: Series) -> bool:
         known = self._series.setdefault(series.meter, set())
         # Usage without dimensions always has room: the tenant is never lost.
@@ -259,9 +281,13 @@ def series_of(meter: str, tenant: str | None, attributes: Mapping[str, object] |
     """
     return Series(
         _name("meter", meter),
-        None if tenant is None else _name("tenant", tenant),
+        _checked_tenant(tenant),
         dimensions_of(attributes),
     )
+
+
+def _checked_tenant(tenant: object) -> str | None:
+    return None if tenant is None else _name("tenant", tenant)
 
 
 def check_event_id(event_id: object) -> str:

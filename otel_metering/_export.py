@@ -13,6 +13,7 @@ from otel_metering._destination import destination_of
 from otel_metering._guard import Problem, problems
 from otel_metering._modes import AnyOutbox
 from otel_metering._parcel import Parcel
+from otel_metering._wakeup import Wakeup
 from otel_metering.clock import Clock
 from otel_metering.errors import UnavailableError
 
@@ -73,7 +74,7 @@ class Sender:
         self._adopt_at = 0.0
         self._has_adopted_once = False
         self._is_stopping = False
-        self._wake = threading.Event()
+        self._wake = Wakeup()  # also of a flush that a finalizer asks for
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="otel-metering-send", daemon=True)
 

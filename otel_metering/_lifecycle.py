@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, Literal
 
-from otel_metering._cells import CellBook
+from otel_metering._cells import CellBook, Event
 from otel_metering._config import Durability, Protocol, Settings, TransportMode, read_settings
 from otel_metering._global_meters import mirror
 from otel_metering._guard import Stats, guarded, problems
@@ -80,7 +80,7 @@ class _Process:
                     hand_over(predecessor.outbox, pipeline.outbox)
             self._hook()
             pipeline.start()
-            sink.open(book)
+            sink.open(book, self.write_event_now)
             with guarded:
                 _self_metrics.show()
 
@@ -97,6 +97,13 @@ class _Process:
             # Only what was delivered is counted: before, the leases hold its units.
             leases.stop(_LAST_CHANCE_SECONDS, is_delivered=is_sent)
             return is_sent
+
+    def write_event_now(self, event: Event) -> bool:
+        """Take `event` to disk before this returns; False: it waits in memory for the next flush."""
+        if self._book is None:
+            return False
+        self._book.add_event(event)
+        return self.pipeline is not None and self.pipeline.flush()
 
     def before_fork(self) -> None:
         gate.close_for_fork()
@@ -117,7 +124,7 @@ class _Process:
         leases.after_fork_in_child()
         if self.settings is not None:
             self._book = self._new_book(self.settings)
-            sink.open(self._book)
+            sink.open(self._book, self.write_event_now)
 
     def after_multiprocessing_fork(self) -> None:
         # Such a child ends by os._exit, after its finalizers but without atexit.
@@ -155,7 +162,6 @@ class _Process:
         if self._has_hooks:
             return
         self._has_hooks = True
-        atexit.register(_at_exit)
         os.register_at_fork(
             before=self.before_fork,
             after_in_parent=self.after_fork_in_parent,
@@ -221,7 +227,8 @@ def configure(
     """Start counting, or go on with other settings.
 
     An argument beats `METERING_*`, which beats the `OTEL_*` variable of the same meaning, which beats the
-    default. What was recorded under earlier settings is sent under the new ones.
+    default. What was recorded under earlier settings is sent under the new ones. While a test captures usage
+    (`otel_metering.testing`), settings are checked and nothing is started.
 
     Usage is safe once it is flushed; a process that ends normally flushes first. One that is killed, by a
     SIGTERM without handler too, loses what it recorded since the last flush.
@@ -269,7 +276,9 @@ def configure(
         ConfigurationError: A setting is wrong; the message names it. Earlier settings stay in force.
     """
     arguments = dict(locals())
-    _process.start(read_settings(**arguments))
+    settings = read_settings(**arguments)
+    if not sink.is_captured:
+        _process.start(settings)
 
 
 def flush(timeout_seconds: float = 10.0, *, send: bool = False) -> bool:
@@ -283,7 +292,7 @@ def flush(timeout_seconds: float = 10.0, *, send: bool = False) -> bool:
         Whether it is on disk and, with `send`, acknowledged. True if there is nothing to do.
     """
     pipeline = _process.pipeline
-    if pipeline is None:
+    if pipeline is None or sink.is_captured:
         return True
     is_flushed = pipeline.flush()
     if not send:
@@ -302,13 +311,13 @@ def shutdown(timeout_seconds: float = _LAST_CHANCE_SECONDS) -> bool:
     Returns:
         Whether everything was acknowledged.
     """
-    return _process.stop(timeout_seconds)
+    return sink.is_captured or _process.stop(timeout_seconds)
 
 
 def settle() -> None:
     """Flush, and give the receiver a short chance: this process may be killed next."""
     pipeline = _process.pipeline
-    if pipeline is not None:
+    if pipeline is not None and not sink.is_captured:
         _settle(pipeline, _LAST_CHANCE_SECONDS)
 
 
@@ -337,3 +346,8 @@ def _settle(pipeline: Pipeline, timeout_seconds: float) -> bool:
 def _at_exit() -> None:
     with guarded:
         _process.stop(_LAST_CHANCE_SECONDS)
+
+
+# Now and not when configured: the last to be registered is the first to be called, and an application's own
+# handlers, which may record usage, are to be called before.
+atexit.register(_at_exit)

@@ -17,6 +17,10 @@ class _Gate:
     def __init__(self) -> None:
         self.lock = threading.RLock()
 
+    def is_mine(self) -> bool:
+        """Whether this thread is in the middle of using a spool."""
+        return bool(self.lock._is_owned())  # type: ignore[attr-defined] # as threading.Condition asks it
+
     def close_for_fork(self) -> None:
         self.lock.acquire(timeout=_FORK_WAIT_SECONDS)
 

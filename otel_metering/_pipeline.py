@@ -19,6 +19,7 @@ from otel_metering._export import Sender
 from otel_metering._global_meters import global_counters, mirror
 from otel_metering._guard import Problem, guarded, problems
 from otel_metering._modes import AnyOutbox
+from otel_metering._parcel import gate
 from otel_metering.clock import Clock
 from otel_metering.errors import UnavailableError
 
@@ -81,6 +82,10 @@ class Pipeline:
         Returns:
             Whether it is on disk; if not, it is still in memory.
         """
+        if gate.is_mine():
+            # This is a finalizer in the middle of a spool's own work. Another thread's flush may wait for
+            # that spool, and this thread would wait for that flush.
+            return False
         with self._lock:
             # Closed: the cells are the next pipeline's to read. Flushing: this is a signal handler that
             # interrupted a flush of its own thread; a second reading now would count twice.

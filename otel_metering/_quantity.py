@@ -1,7 +1,7 @@
 """Quantities as integers: 10**-9 of a unit, so that every sum in the process is exact."""
 
 import operator
-from decimal import Context, Decimal, localcontext
+from decimal import Context, Decimal
 from typing import Final, SupportsIndex
 
 from otel_metering.contract.event import MAX_QUANTITY, QUANTITY_DECIMALS, check_quantity
@@ -23,11 +23,12 @@ def to_nanos(quantity: object) -> int:
         InvalidUsageError: It is not a number, not finite, negative, beyond 2**63 - 1, or has more than
             nine decimal places.
     """
-    with localcontext(_EXACT):
-        decimal = check_quantity(_to_decimal(quantity))
-        if decimal < 0:
-            raise InvalidUsageError(f"quantity {quantity} is negative; usage only grows")
-        return int(decimal.scaleb(QUANTITY_DECIMALS))
+    if type(quantity) is int and 0 <= quantity <= MAX_QUANTITY:
+        return quantity * NANOS_PER_UNIT
+    decimal = check_quantity(to_decimal(quantity))
+    if decimal < 0:
+        raise InvalidUsageError(f"quantity {quantity} is negative; usage only grows")
+    return int(decimal.scaleb(QUANTITY_DECIMALS, _EXACT))
 
 
 def to_text(nanos: int) -> str:
@@ -36,7 +37,12 @@ def to_text(nanos: int) -> str:
     return f"{units}.{rest:0{QUANTITY_DECIMALS}d}".rstrip("0").rstrip(".")
 
 
-def _to_decimal(quantity: object) -> Decimal:
+def to_decimal(quantity: object) -> Decimal:
+    """Return the number that `quantity` means.
+
+    Raises:
+        InvalidUsageError: It is not a number.
+    """
     if isinstance(quantity, Decimal):
         return quantity
     if isinstance(quantity, float):

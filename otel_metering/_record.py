@@ -1,20 +1,18 @@
-"""`record` and `@meter`: the way in. Nothing here waits, locks, or raises into the application."""
+"""`record`: the way in. Nothing here waits, locks, or raises into the application."""
 
-import inspect
-from collections.abc import Callable, Mapping
-from functools import wraps
-from typing import Any, Final, ParamSpec, TypeVar, cast
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Final
+from weakref import WeakValueDictionary
 
 from otel_metering._cells import CellBook, Event, Local, check_event_id, series_of
 from otel_metering._context import current
+from otel_metering._dimensions import Dimensions, dimensions_of
 from otel_metering._guard import guarded
 from otel_metering._quantity import NANOS_PER_UNIT, Quantity, to_nanos
-from otel_metering.clock import Clock, SystemClock
-from otel_metering.contract.event import MAX_QUANTITY
-from otel_metering.errors import ConfigurationError
-
-P = ParamSpec("P")
-R = TypeVar("R")
+from otel_metering.clock import Clock, SystemClock, stopwatch_ns
+from otel_metering.contract.event import MAX_QUANTITY, check_name
 
 _current_holder = current.get
 _MAX_QUANTITY: Final = MAX_QUANTITY
@@ -27,25 +25,88 @@ class _Sink:
     Attributes:
         local: The shards of `book`; None: not configured, usage is not counted.
         book: What is not in the spool yet.
+        is_captured: Whether a test has the usage, and no pipeline.
         clock: Gives events their time.
+        stopwatch_ns: Measures durations.
     """
 
-    __slots__ = ("book", "clock", "local")
+    __slots__ = ("_pipelines", "_write", "book", "clock", "is_captured", "local", "stopwatch_ns")
 
     def __init__(self) -> None:
         self.local: Local | None = None
         self.book: CellBook | None = None
+        self.is_captured = False
         self.clock: Clock = SystemClock()
+        self.stopwatch_ns: Callable[[], int] = stopwatch_ns
+        self._write: Callable[[Event], bool] | None = None
+        # What `open` and `close` said last; differs from the above inside of `capture` only.
+        self._pipelines: tuple[CellBook | None, Local | None] = (None, None)
 
-    def open(self, book: CellBook) -> None:
-        self.book = book
-        self.local = book.local
+    def open(self, book: CellBook, write_event_now: Callable[[Event], bool] | None = None) -> None:
+        """Count in `book`; `write_event_now` takes an event to disk, or keeps it and says False."""
+        self._write = write_event_now
+        self._put((book, book.local))
 
     def close(self) -> None:
-        self.local = None
+        """Count nothing any more; the book is still read by its pipeline."""
+        self._put((self._pipelines[0], None))
+
+    @contextmanager
+    def capture(self, book: CellBook) -> Iterator[None]:
+        """Count in `book`, whatever pipelines come and go meanwhile. Blocks nest."""
+        before = self.is_captured, self.book, self.local
+        self.is_captured, self.book, self.local = True, book, book.local
+        try:
+            yield
+        finally:
+            self.is_captured, self.book, self.local = before
+            if not self.is_captured:
+                self.book, self.local = self._pipelines
+
+    def write_now(self, book: CellBook, event: Event) -> None:
+        """Take `event` to disk before this returns; to `book`, if there is no disk."""
+        if self._write is None or self.is_captured:
+            book.add_event(event)
+        else:
+            self._write(event)
+
+    def _put(self, pipelines: tuple[CellBook | None, Local | None]) -> None:
+        self._pipelines = pipelines
+        if not self.is_captured:
+            self.book, self.local = pipelines
 
 
 sink = _Sink()
+
+
+class Fixed:
+    """Meter and dimensions that are the same in each call; decorations that agree share one.
+
+    Part of the key of a cell, found by identity: nothing of a call has to be hashed or compared.
+
+    Attributes:
+        meter: The slug.
+        dimensions: Of the series.
+    """
+
+    __slots__ = ("__weakref__", "dimensions", "meter")
+
+    def __init__(self, meter: str, dimensions: Dimensions) -> None:
+        self.meter = meter
+        self.dimensions = dimensions
+
+
+_all_fixed: WeakValueDictionary[tuple[str, Dimensions], Fixed] = WeakValueDictionary()
+
+
+def fixed(meter: str, attributes: Mapping[str, object] | None) -> Fixed:
+    """The key for `meter` with `attributes`.
+
+    Raises:
+        InvalidUsageError: `meter` is not a valid name.
+    """
+    key = check_name("meter", meter), dimensions_of(attributes)
+    return _all_fixed.setdefault(key, Fixed(*key))
 
 
 def record(
@@ -55,12 +116,13 @@ def record(
     tenant: str | None = None,
     attributes: Mapping[str, object] | None = None,
     event_id: str | None = None,
+    durable: bool = False,
 ) -> None:
     """Count usage.
 
-    Never raises (under pytest it does) and never waits. Usage that cannot be counted, e.g. a negative
-    quantity, is counted in `stats().rejected_usage`. Before `configure` and after `shutdown` nothing is
-    counted.
+    Never raises (under pytest it does), and never waits, except for the disk if `durable`. Usage that
+    cannot be counted, e.g. a negative quantity, is counted in `stats().rejected_usage`. Before `configure`
+    and after `shutdown` nothing is counted.
 
     Args:
         meter: The meter's slug, e.g. "api.calls".
@@ -71,6 +133,9 @@ def record(
         attributes: Dimensions. str, bool, int and float keep their type, other values become text.
         event_id: Makes this an event of its own that counts once, however often it is recorded or
             sent; unique within tenant and meter. Without it usage is added up in the process.
+        durable: On disk before this returns, with the setting durability="full" also if the power fails.
+            Makes this an event of its own, with an id that never was before if none is given. While the
+            disk takes none it waits in memory, as other usage does.
     """
     local = sink.local
     if local is None:
@@ -78,7 +143,7 @@ def record(
     try:
         if tenant is None:
             tenant = _current_holder().tenant
-        if event_id is None:
+        if event_id is None and not durable:
             if type(quantity) is int and 0 <= quantity <= _MAX_QUANTITY:
                 nanos = quantity * _NANOS_PER_UNIT
             else:
@@ -94,110 +159,87 @@ def record(
     except Exception:  # noqa: BLE001, S110 -- a new cell, or something odd: the way below says which
         pass
     with guarded:
-        _record_slowly(meter, quantity, tenant, attributes, event_id)
+        if durable or event_id is not None:
+            _record_event(meter, quantity, tenant, attributes, event_id, is_urgent=durable)
+        else:
+            add(meter, to_nanos(quantity), tenant, attributes)
 
 
-def _record_slowly(
+def add_fixed(key: Fixed, nanos: int, tenant: str | None) -> None:
+    """Count `nanos` (10**-9 units) for `tenant`.
+
+    Raises:
+        InvalidUsageError: `tenant` is not a valid name.
+    """
+    local = sink.local
+    if local is None:
+        return
+    try:
+        cell = local.shard.cells[(key, tenant)]
+    except Exception:  # noqa: BLE001 -- a new cell, or something odd: the way below says which
+        book = sink.book
+        if book is None:
+            return
+        cell = book.cell_under((key, tenant), key.meter, tenant, key.dimensions)
+    cell.nanos += nanos
+
+
+def add_varying(
+    meter: str, nanos: int, tenant: str | None, attributes: Mapping[str, object] | None
+) -> None:
+    """As `add`, for usage that will probably come again.
+
+    Raises:
+        InvalidUsageError: `meter` or `tenant` is not a valid name.
+    """
+    local = sink.local
+    if local is None:
+        return
+    try:
+        if not attributes:
+            local.shard.cells[(meter, tenant)].nanos += nanos
+            return
+        cell = local.shard.cells[(meter, tenant, tuple(attributes.items()))]
+        if cell.types is not None and cell.types != tuple(map(type, attributes.values())):
+            raise LookupError  # as in `record`
+        cell.nanos += nanos
+        return
+    except Exception:  # noqa: BLE001, S110 -- as in `record`
+        pass
+    add(meter, nanos, tenant, attributes)
+
+
+def add(
+    meter: str, nanos: int, tenant: str | None, attributes: Mapping[str, object] | None
+) -> None:
+    """Count `nanos` (10**-9 units).
+
+    Raises:
+        InvalidUsageError: `meter` or `tenant` is not a valid name.
+    """
+    book = sink.book
+    if book is not None and sink.local is not None:
+        cell = book.cell(meter, tenant, attributes)
+        cell.nanos += nanos
+
+
+def _record_event(
     meter: str,
     quantity: Quantity,
     tenant: str | None,
     attributes: Mapping[str, object] | None,
     event_id: str | None,
+    *,
+    is_urgent: bool,
 ) -> None:
     book = sink.book
     if book is None:
         return
-    nanos = to_nanos(quantity)
     if event_id is None:
-        cell = book.cell(meter, tenant, attributes)
-        cell.nanos += nanos
+        event_id = str(uuid.uuid4())  # noqa: TID251 -- nothing is derived from it, nobody compares it
+    series = series_of(meter, tenant, attributes)
+    event = Event(sink.clock.now_ns(), series, to_nanos(quantity), check_event_id(event_id))
+    if is_urgent:
+        sink.write_now(book, event)
     else:
-        series = series_of(meter, tenant, attributes)
-        book.add_event(Event(sink.clock.now_ns(), series, nanos, check_event_id(event_id)))
-
-
-def meter(
-    slug: str,
-    *,
-    quantity: Quantity | Callable[..., Quantity] = 1,
-    attributes: Mapping[str, object] | Callable[..., Mapping[str, object]] | None = None,
-) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Count each call that returns; one that raises is not counted.
-
-    For plain functions, coroutine functions (counted when they are done) and generator functions
-    (counted when they are exhausted). The tenant is the one that is current when the call is counted.
-
-    Args:
-        slug: The meter.
-        quantity: How much each call counts, or a function of (result, *args, **kwargs) that says it.
-            A generator function's result is what it returns.
-        attributes: Dimensions, or a function of (result, *args, **kwargs) that says them.
-
-    Raises:
-        ConfigurationError: The decorated function is an async generator, whose end cannot be seen from
-            outside; call `record` at its end instead.
-    """
-    fixed = dict(attributes) if isinstance(attributes, Mapping) else attributes
-
-    def count(result: object, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        if sink.local is None:
-            return
-        with guarded:
-            record(
-                slug,
-                quantity(result, *args, **kwargs) if callable(quantity) else quantity,
-                attributes=fixed(result, *args, **kwargs) if callable(fixed) else fixed,
-            )
-
-    if callable(quantity) or callable(fixed):
-        return lambda function: _metered(function, count)
-
-    def count_the_same(
-        _result: object, _args: tuple[object, ...], _kwargs: dict[str, object]
-    ) -> None:
-        record(slug, quantity, attributes=fixed)
-
-    return lambda function: _metered(function, count_the_same)
-
-
-_Count = Callable[[object, tuple[object, ...], dict[str, object]], None]
-
-
-def _metered(function: Callable[P, R], count: _Count) -> Callable[P, R]:
-    if inspect.isasyncgenfunction(function):
-        raise ConfigurationError(
-            f"{function.__qualname__} is an async generator; call record() where it is done instead"
-        )
-    # The casts: each wrapper has the signature of what it wraps, which the checker cannot see.
-    if inspect.iscoroutinefunction(function):
-        return cast(Callable[P, R], _metered_coroutine(function, count))
-    if inspect.isgeneratorfunction(function):
-        return cast(Callable[P, R], _metered_generator(function, count))
-
-    @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        result = function(*args, **kwargs)
-        count(result, args, kwargs)
-        return result
-
-    return call
-
-
-def _metered_coroutine(function: Callable[..., Any], count: _Count) -> Callable[..., Any]:
-    @wraps(function)
-    async def call(*args: object, **kwargs: object) -> object:
-        result = await function(*args, **kwargs)
-        count(result, args, kwargs)
-        return result
-
-    return call
-
-
-def _metered_generator(function: Callable[..., Any], count: _Count) -> Callable[..., Any]:
-    @wraps(function)
-    def call(*args: object, **kwargs: object) -> Any:  # noqa: ANN401 -- what it yields and returns
-        result = yield from function(*args, **kwargs)
-        count(result, args, kwargs)
-        return result
-
-    return call
+        book.add_event(event)

@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import Generator, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import assert_type
@@ -8,7 +8,6 @@ import pytest
 
 import otel_metering
 from otel_metering import meter, tenant
-from otel_metering.errors import ConfigurationError
 from tests.integration.sdk_backend import Backend, running_backend
 
 
@@ -116,9 +115,23 @@ def test_methods_are_counted(backend: Backend) -> None:
     assert delivered(backend) == {"api.calls": 2}
 
 
-def test_async_generators_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match="async generator"):
+def test_durable_usage_is_on_disk_when_record_returns(backend: Backend, tmp_path: Path) -> None:
+    backend.script = [503] * 1000  # so that it stays there
 
-        @meter("rows")
-        async def rows() -> AsyncIterator[int]:
-            yield 1
+    otel_metering.record("orders", 3, durable=True)
+
+    found = b"".join(path.read_bytes() for path in (tmp_path / "shop").iterdir())
+    assert b"tenant_a" in found
+    backend.script.clear()
+    assert otel_metering.flush(send=True)
+    ((meter, quantity, attributes),) = backend.events
+    assert (meter, quantity) == ("orders", Decimal(3))
+    assert attributes["metering.event.id"]
+
+
+def test_durable_usage_with_an_id_keeps_it(backend: Backend) -> None:
+    otel_metering.record("orders", 3, event_id="order_1", durable=True)
+
+    assert otel_metering.flush(send=True)
+    ((_, _, attributes),) = backend.events
+    assert attributes["metering.event.id"] == "order_1"
