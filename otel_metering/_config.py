@@ -131,6 +131,11 @@ class Settings:
     quota_fail_mode: Literal["open", "closed"]
     lease_seconds: float
 
+    @property
+    def keeps_usage_at_once(self) -> bool:
+        """Whether a kill of the process costs nothing, rather than what was not flushed yet."""
+        return self.durability != "normal" and self.transport_mode in ("durable", "mirror")
+
 
 def read_settings(**arguments: object) -> Settings:
     """Complete `arguments` (None: not given) from the environment, and check all of it.

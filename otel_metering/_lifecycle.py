@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal
 
-from otel_metering._cells import CellBook
+from otel_metering._cells import CellBook, Event
 from otel_metering._config import Durability, Protocol, Settings, TransportMode, read_settings
 from otel_metering._guard import Stats, guarded, problems
 from otel_metering._outbox import Outbox, gate
@@ -63,15 +63,17 @@ class _Process:
             book = self._book or self._new_book(settings)
             pipeline = self._new_pipeline(settings, book)
             pipeline.outbox.open()
+            pipeline.take_cells()
             predecessor, self.pipeline = self.pipeline, pipeline
             self.settings, self._book = settings, book
             book.max_series_per_meter = settings.max_series_per_meter
             if predecessor is not None:
                 predecessor.stop(_STOP_SECONDS)
                 pipeline.outbox.inherit(predecessor.outbox)
+                pipeline.take_cells()  # again: of threads that were making one just then
             self._hook()
             pipeline.start()
-            sink.open(book)
+            self._open_sink(book, settings)
 
     def stop(self, timeout_seconds: float) -> bool:
         """Deliver what can be delivered in time, and stop. True: all of it was acknowledged."""
@@ -99,14 +101,35 @@ class _Process:
         if self.pipeline is not None:
             self._inherited |= self.pipeline.outbox.abandon()
             self.pipeline = None
+        if self._book is not None:
+            self._book.unmap()
         self._book = None
         if self.settings is not None:
             self._book = self._new_book(self.settings)
-            sink.open(self._book)
+            self._open_sink(self._book, self.settings)
 
     def after_multiprocessing_fork(self) -> None:
         # Such a child ends by os._exit, after its finalizers but without atexit.
         multiprocessing.util.Finalize(None, _at_exit, exitpriority=0)
+
+    def _open_sink(self, book: CellBook, settings: Settings) -> None:
+        sink.open(
+            book,
+            write_event_now=self._write_event_now,
+            writes_events_now=settings.keeps_usage_at_once,
+        )
+
+    def _write_event_now(self, event: Event) -> bool:
+        book, pipeline = self._book, self.pipeline
+        if book is None:
+            return False
+        if pipeline is None:
+            book.start_thread()
+            pipeline = self.pipeline
+        if pipeline is None:
+            book.add_event(event)
+            return False
+        return pipeline.write_event(event)
 
     def _new_book(self, settings: Settings) -> CellBook:
         return CellBook(
@@ -131,6 +154,7 @@ class _Process:
     def _start_in_child(self) -> None:
         if self.pipeline is None and self.settings is not None and self._book is not None:
             self.pipeline = self._new_pipeline(self.settings, self._book)
+            self.pipeline.take_cells()
             self.pipeline.start()
 
     def _hook(self) -> None:

@@ -2,7 +2,8 @@
 
 Each process has a file of its own, `<spool_dir>/<service>/<instance>.db`, locked while it lives. A file
 whose lock can be taken belongs to nobody any more: its requests are sent from here, then it is deleted.
-What the receiver refused for good lies in `<instance>.refused.db` until somebody looks at it.
+What the receiver refused for good lies in `<instance>.refused.db` until somebody looks at it. What a killed
+process had not flushed is in `<instance>.cells`, whose lock is that of the spool beside it.
 
 SQLite must not be in the middle of anything when the process forks: its own locks would be held for
 ever in the child. So all use of spools happens inside one gate, and a fork waits for the gate.
@@ -19,6 +20,8 @@ from urllib.parse import quote
 
 from otel_metering._config import Settings
 from otel_metering._guard import Problem, problems
+from otel_metering._recovery import recover_cells
+from otel_metering.clock import Clock, SystemClock
 from otel_metering.errors import ConfigurationError, UnavailableError
 from otel_metering.spool import Batch, Spool, open_spool
 
@@ -88,6 +91,7 @@ class Outbox:
         instance_id: str,
         new_token: Callable[[], str],
         inherited: frozenset[Path] = frozenset(),
+        clock: Clock | None = None,
     ) -> None:
         self.put_count = 0
         self.settled_count = 0
@@ -96,6 +100,8 @@ class Outbox:
         self._path = self._folder / f"{instance_id}.db"
         self._new_token = new_token
         self._inherited = inherited
+        self._clock = clock or SystemClock()
+        self._is_closed = False
         self._own: Spool | None = None
         self._refused: Spool | None = None
         self._adopted: list[Spool] = []
@@ -110,18 +116,39 @@ class Outbox:
         with gate.lock:
             self._open_own()
 
-    def put(self, requests: Sequence[tuple[str, bytes]]) -> None:
+    @property
+    def cells_path(self) -> Path:
+        """Of the file for this process's cells; nobody may make it before `open`."""
+        return _cells_of(self._path)
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether the calling thread is in the middle of a use of a spool: this is a signal handler."""
+        # What `threading.Condition` asks a lock, too; there is no public name for it.
+        return bool(gate.lock._is_owned())  # type: ignore[attr-defined] # see above
+
+    def put(
+        self,
+        requests: Sequence[tuple[str, bytes]],
+        states: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
         """Append (key, payload) requests, all or none; on disk when this returns.
+
+        Args:
+            requests: What is to be sent.
+            states: (key, value) that the own spool remembers from the same moment on.
 
         Raises:
             UnavailableError: The spool or its disk is full or failing; none was put.
         """
         with gate.lock:
+            if self._is_closed:
+                raise UnavailableError("another configuration has taken over")
             try:
                 own = self._open_own()
             except ConfigurationError as error:
                 raise UnavailableError(str(error)) from error
-            own.append(requests)
+            own.append(requests, states)
             self.put_count += len(requests)
 
     def take(self) -> Parcel | None:
@@ -188,6 +215,7 @@ class Outbox:
         with gate.lock:
             own, predecessor._own = predecessor._own, None
             adopted, predecessor._adopted = predecessor._adopted, []
+            predecessor._is_closed = True
             for spool in [*([own] if own is not None else []), *adopted]:
                 self._take_over(spool)
             predecessor.close()
@@ -220,11 +248,9 @@ class Outbox:
     def close(self) -> None:
         """Close all files; what is in them is sent by a later process. Delete the empty ones."""
         with gate.lock:
+            self._is_closed = True
             for spool in self._spools():
-                if spool.entry_count == 0:
-                    _delete(spool)
-                else:
-                    spool.close()
+                _close(spool)
             self._own = self._refused = None
             self._adopted = []
 
@@ -245,14 +271,30 @@ class Outbox:
     def _release(self, spool: Spool) -> None:
         """Nothing can be taken from an adopted spool any more; only a broken one is not empty then."""
         if spool.entry_count == 0:
-            _delete(spool)
-        else:
-            spool.close()
+            self._recover(spool)
+            if spool.entry_count > 0:
+                return
+        _close(spool)
         self._adopted.remove(spool)
 
+    def _recover(self, spool: Spool) -> None:
+        """Put what its process had not flushed into `spool`, if there is room."""
+        try:
+            recover_cells(
+                _cells_of(spool.path),
+                spool,
+                max_points=self._settings.batch_size,
+                now_ns=self._clock.now_ns(),
+            )
+        except UnavailableError as error:
+            problems.report(
+                Problem.FAILED_FLUSHES, f"usage of an ended process waits in its file: {error}"
+            )
+
     def _take_over(self, spool: Spool) -> None:
+        self._recover(spool)
         if spool.entry_count == 0:
-            _delete(spool)
+            _close(spool)
             return
         self._adopted.append(spool)
         _log.info(
@@ -284,6 +326,18 @@ def _folder_name(service_name: str) -> str:
     # An escaped name can neither leave the folder nor be too long for a file system.
     name = quote(service_name, safe="")[:100]
     return f"%2E{name[1:]}" if name.startswith(".") else name
+
+
+def _cells_of(path: Path) -> Path:
+    return path.with_suffix(".cells")
+
+
+def _close(spool: Spool) -> None:
+    """Close a file; delete it if nothing is in it, nor in the file of cells that belongs to it."""
+    if spool.entry_count == 0 and not _cells_of(spool.path).exists():
+        _delete(spool)
+    else:
+        spool.close()
 
 
 def _delete(spool: Spool) -> None:

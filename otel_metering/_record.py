@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, Final, ParamSpec, TypeVar, cast
 
-from otel_metering._cells import CellBook, Event, Local, check_event_id, series_of
+from otel_metering._cells import CellBook, Event, Local, add, check_event_id, series_of
 from otel_metering._context import current
 from otel_metering._guard import guarded
 from otel_metering._quantity import NANOS_PER_UNIT, Quantity, to_nanos
@@ -28,21 +28,39 @@ class _Sink:
         local: The shards of `book`; None: not configured, usage is not counted.
         book: What is not in the spool yet.
         clock: Gives events their time.
+        write_event_now: Puts an event on disk before it returns (with durability "full": fsynced), and
+            says whether it could; if not, the event waits in memory for the next flush.
+        writes_events_now: Whether each event is to be on disk before `record` returns.
     """
 
-    __slots__ = ("book", "clock", "local")
+    __slots__ = ("book", "clock", "local", "write_event_now", "writes_events_now")
 
     def __init__(self) -> None:
         self.local: Local | None = None
         self.book: CellBook | None = None
         self.clock: Clock = SystemClock()
+        self.write_event_now: Callable[[Event], bool] = self._keep_event
+        self.writes_events_now = False
 
-    def open(self, book: CellBook) -> None:
+    def open(
+        self,
+        book: CellBook,
+        *,
+        write_event_now: Callable[[Event], bool] | None = None,
+        writes_events_now: bool = False,
+    ) -> None:
         self.book = book
+        self.write_event_now = write_event_now or self._keep_event
+        self.writes_events_now = writes_events_now
         self.local = book.local
 
     def close(self) -> None:
         self.local = None
+
+    def _keep_event(self, event: Event) -> bool:
+        if self.book is not None:
+            self.book.add_event(event)
+        return False
 
 
 sink = _Sink()
@@ -89,7 +107,10 @@ def record(
                 cell = local.shard.cells[(meter, tenant, tuple(attributes.items()))]
                 if cell.types is not None and cell.types != tuple(map(type, attributes.values())):
                     raise LookupError  # equal to the key of other usage: True, 1
-            cell.nanos += nanos
+            if cell.slot is None:
+                cell.nanos += nanos
+            else:
+                add(cell, nanos)
             return
     except Exception:  # noqa: BLE001, S110 -- a new cell, or something odd: the way below says which
         pass
@@ -110,10 +131,14 @@ def _record_slowly(
     nanos = to_nanos(quantity)
     if event_id is None:
         cell = book.cell(meter, tenant, attributes)
-        cell.nanos += nanos
+        add(cell, nanos)
+        return
+    series = series_of(meter, tenant, attributes)
+    event = Event(sink.clock.now_ns(), series, nanos, check_event_id(event_id))
+    if sink.writes_events_now:
+        sink.write_event_now(event)
     else:
-        series = series_of(meter, tenant, attributes)
-        book.add_event(Event(sink.clock.now_ns(), series, nanos, check_event_id(event_id)))
+        book.add_event(event)
 
 
 def meter(
