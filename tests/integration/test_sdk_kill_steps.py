@@ -48,7 +48,7 @@ class Oracle:
         self._copies = count()
 
     def record(self, meter: str, quantity: int, tenant: str = "a", **options: str) -> None:
-        usage = Counter({(meter, tenant): quantity})
+        usage: Counter[tuple[str, object]] = Counter({(meter, tenant): quantity})
         self.in_flight = usage
         record(meter, quantity, tenant=tenant, **options)  # type: ignore[arg-type] # event_id
         self.in_flight = Counter()
