@@ -145,11 +145,13 @@ class Reading:
     Attributes:
         deltas: 10**-9 units by series, of all threads together; none is 0.
         marks: How far each cell was read.
+        slots: The same for those that are kept in the reader's file.
         events: Oldest first.
     """
 
     deltas: dict[Series, int]
     marks: list[tuple[Cell, int]]
+    slots: list[tuple[Slot, int]]
     events: list[Event]
 
 
@@ -262,14 +264,22 @@ class CellBook:
         """
         deltas: dict[Series, int] = {}
         marks: list[tuple[Cell, int]] = []
-        for cell in self._all_cells():
-            nanos = cell.nanos
-            if nanos != cell.read_nanos:
-                if cell.slot is not None and _is_elsewhere(cell.slot, file):
+        slots: list[tuple[Slot, int]] = []
+        for ledger in list(self._ledgers):
+            for cell in ledger.all_cells():
+                nanos = cell.nanos
+                if nanos == cell.read_nanos:
                     continue
-                deltas[cell.series] = deltas.get(cell.series, 0) + nanos - cell.read_nanos
+                slot = cell.slot
+                if slot is not None:
+                    if slot.file is file:
+                        slots.append((slot, nanos))
+                    elif not slot.file.is_closed:
+                        continue
+                series = cell.series
+                deltas[series] = deltas.get(series, 0) + nanos - cell.read_nanos
                 marks.append((cell, nanos))
-        return Reading(deltas, marks, list(self._events))
+        return Reading(deltas, marks, slots, list(self._events))
 
     def confirm(self, reading: Reading) -> None:
         """`reading` is in the spool: never read it again."""
@@ -357,10 +367,6 @@ class CellBook:
 
 def _file_of(cell: Cell) -> CellFile | None:
     return None if cell.slot is None else cell.slot.file
-
-
-def _is_elsewhere(slot: Slot, file: CellFile | None) -> bool:
-    return slot.file is not file and not slot.file.is_closed
 
 
 def _is_read(cells: list[Cell]) -> bool:

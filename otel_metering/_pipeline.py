@@ -186,10 +186,7 @@ class Pipeline:
         cells = self._cells
         if cells is None:
             return []
-        slots = ((cell.slot, nanos) for cell, nanos in reading.marks)
-        flush = cells.mark(
-            (slot, nanos) for slot, nanos in slots if slot is not None and slot.file is cells
-        )
+        flush = cells.mark(reading.slots)
         return [(CELLS, spooled(flush, read_until_ns))]
 
     def _new_cell_file(self) -> CellFile:
