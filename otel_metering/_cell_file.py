@@ -52,7 +52,9 @@ LOW: Final = 3
 
 _BLOCK_WORDS: Final = 14
 _MARK, _OTHER_MARK, _LENGTH = 6, 9, 12
-_GRAIN_WORDS: Final = 8
+GRAIN_WORDS: Final = 8
+"""Each block begins at a multiple of it."""
+
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -62,19 +64,22 @@ class Slot:
     Attributes:
         file: Which.
         words: The mapped segment.
-        block: Its first word there.
         at: The low word of the copy that holds.
         floor: What the high word stands for.
     """
 
-    __slots__ = ("at", "block", "file", "floor", "words")
+    __slots__ = ("at", "file", "floor", "words")
 
     def __init__(self, file: "CellFile", words: "memoryview[int]", block: int) -> None:
         self.file = file
         self.words = words
-        self.block = block
         self.at = block + LOW
         self.floor = 0
+
+    @property
+    def block(self) -> int:
+        """The first word of the block; both copies lie in the grain that begins there."""
+        return self.at & -GRAIN_WORDS
 
     @property
     def total(self) -> int:
@@ -143,7 +148,7 @@ class CellFile:
         None: there is no room on the disk, or this is a signal handler that interrupted another
         `allocate` in the moment it took space from the disk.
         """
-        words = -(-(_BLOCK_WORDS + -(-len(descriptor) // _WORD)) // _GRAIN_WORDS) * _GRAIN_WORDS
+        words = _in_grains(_BLOCK_WORDS + -(-len(descriptor) // _WORD))
         with self._lock:
             slot = self._reused(words)
             while slot is None:
@@ -165,7 +170,7 @@ class CellFile:
         """
         flush = self.committed + 1
         for slot, total in totals:
-            words, block = slot.words, slot.block
+            words, block = slot.words, slot.at & -GRAIN_WORDS
             first, second = words[block + _MARK], words[block + _OTHER_MARK]
             # The one of a flush that failed, else the older one; at first the first.
             is_other = second == flush or (first > second and first != flush)
@@ -230,7 +235,7 @@ class CellFile:
 
     def _new_segment(self, words: int) -> _Segment:
         payload = _boot_id() + self._header.resource
-        header_words = _HEADER_WORDS + -(-len(payload) // _WORD)
+        header_words = _in_grains(_HEADER_WORDS + -(-len(payload) // _WORD))
         if self._fd < 0:
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         needed = _WORD * (words + (0 if self._length else header_words))
@@ -250,6 +255,10 @@ class CellFile:
             self._first = header
         self._length += size
         return segment
+
+
+def _in_grains(words: int) -> int:
+    return -(-words // GRAIN_WORDS) * GRAIN_WORDS
 
 
 def _take_from_disk(fd: int, offset: int, size: int) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from otel_metering._cell_file import HOLDS, LOW, MAX_WORD, WORD_BITS, CellFile, Slot
+from otel_metering._cell_file import GRAIN_WORDS, HOLDS, LOW, MAX_WORD, WORD_BITS, CellFile, Slot
 from otel_metering._guard import Problem, problems
 from otel_metering._real_threads import thread_local
 from otel_metering._series import Event, Series, check_event_id, describe, fast_key, series_of
@@ -89,7 +89,7 @@ def _carry(cell: Cell, nanos: int) -> None:
     total = cell.nanos + nanos
     slot = cell.slot
     if slot is not None:
-        words, block = slot.words, slot.block
+        words, block = slot.words, slot.at & -GRAIN_WORDS
         other = 2 * (block + LOW + 1) - slot.at
         words[other - 1] = total >> WORD_BITS
         words[other] = total & MAX_WORD
@@ -265,6 +265,7 @@ class CellBook:
         deltas: dict[Series, int] = {}
         marks: list[tuple[Cell, int]] = []
         slots: list[tuple[Slot, int]] = []
+        count = 0
         for ledger in list(self._ledgers):
             for cell in ledger.all_cells():
                 nanos = cell.nanos
@@ -276,8 +277,12 @@ class CellBook:
                         slots.append((slot, nanos))
                     elif not slot.file.is_closed:
                         continue
-                series = cell.series
-                deltas[series] = deltas.get(series, 0) + nanos - cell.read_nanos
+                delta = nanos - cell.read_nanos
+                before = deltas.setdefault(cell.series, delta)
+                if len(deltas) == count:
+                    deltas[cell.series] = before + delta
+                else:
+                    count += 1
                 marks.append((cell, nanos))
         return Reading(deltas, marks, slots, list(self._events))
 

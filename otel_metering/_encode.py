@@ -8,6 +8,7 @@ may agree in all four: a series becomes one point per scale, and pieces of a sum
 one point all differ.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,6 +30,7 @@ from opentelemetry.util.types import AnyValue as AnyAttribute
 from opentelemetry.util.types import AttributeValue
 
 from otel_metering._cells import Event, Series
+from otel_metering._dimensions import Dimensions
 from otel_metering._quantity import NANOS_PER_UNIT, to_text
 from otel_metering.contract.attributes import (
     EVENT_ID,
@@ -88,25 +90,18 @@ def encode_usage(
     deltas: Mapping[Series, int], interval: Interval, resource: Resource, limits: Limits
 ) -> list[bytes]:
     """Return metrics requests with `deltas` (10**-9 units by series) as delta sums."""
-    times = _TIMES.pack(_START_TIME, interval.start_ns, _TIME, interval.end_ns, _AS_INT)
     requests: list[bytes] = []
-    by_meter: dict[str, list[bytes]] = {}
+    by_meter: defaultdict[str, list[bytes]] = defaultdict(list)
     count = size = 0
-    for series, nanos in deltas.items():
-        for value, scale in _pieces(nanos):
-            point = times + _INT64.pack(value) + _encoded_attributes(series, scale)
-            if count and (count == limits.max_points or size + len(point) > limits.max_bytes):
-                requests.append(_metrics_request(by_meter, resource))
-                by_meter, count, size = {}, 0, 0
-            count += 1
-            size += len(point)
-            points = by_meter.get(series.meter)
-            if points is None:
-                points = by_meter[series.meter] = []
-            points += (_DATA_POINTS, _length(point), point)
-    if by_meter:
-        requests.append(_metrics_request(by_meter, resource))
-    return requests
+    for meter, point in _points(deltas, interval):
+        if count and (count == limits.max_points or size + len(point) > limits.max_bytes):
+            requests.append(_metrics_request(by_meter, resource))
+            by_meter.clear()
+            count = size = 0
+        by_meter[meter].append(point)
+        count += 1
+        size += len(point)
+    return [*requests, _metrics_request(by_meter, resource)] if count else requests
 
 
 def encode_events(events: Iterable[Event], resource: Resource, limits: Limits) -> list[bytes]:
@@ -116,11 +111,28 @@ def encode_events(events: Iterable[Event], resource: Resource, limits: Limits) -
     return [_logs_request(chunk, resource) for chunk in _cut(sized, limits)]
 
 
-def _pieces(nanos: int) -> Iterable[tuple[int, int]]:
-    """(value, decimal places) of the points that add up to `nanos`."""
-    units, rest = divmod(nanos, NANOS_PER_UNIT)
-    if not rest and units <= MAX_POINT:
-        return ((units, 0),)
+def _points(deltas: Mapping[Series, int], interval: Interval) -> Iterator[tuple[str, bytes]]:
+    """(meter, point with its tag and length)."""
+    times = _TIMES.pack(_START_TIME, interval.start_ns, _TIME, interval.end_ns, _AS_INT)
+    # By length, because all that is before the value is the same for points of one length.
+    heads: dict[int, bytes] = {}
+    pack = _INT64.pack
+    for series, nanos in deltas.items():
+        meter, tenant, dimensions = series
+        encoded_tenant = _encoded_tenant(tenant)
+        units, rest = divmod(nanos, NANOS_PER_UNIT)
+        pieces = _pieces(units, rest) if rest or units > MAX_POINT else ((units, 0),)
+        for value, scale in pieces:
+            attributes = encoded_tenant + _encoded_dimensions(dimensions, scale)
+            head = heads.get(len(attributes))
+            if head is None:
+                length = _varint(len(times) + _INT64.size + len(attributes))
+                head = heads[len(attributes)] = _DATA_POINTS + length + times
+            yield meter, head + pack(value) + attributes
+
+
+def _pieces(units: int, rest: int) -> tuple[tuple[int, int], ...]:
+    """(value, decimal places) of the points that add up to `units` and `rest` 10**-9 units."""
     pieces = []
     # Each piece one less than the one before: pieces of equal value would be one point sent twice.
     largest = MAX_POINT
@@ -130,15 +142,25 @@ def _pieces(nanos: int) -> Iterable[tuple[int, int]]:
         largest -= 1
     if rest:
         pieces.append((rest, QUANTITY_DECIMALS))
-    return pieces
+    return tuple(pieces)
 
 
 @lru_cache(maxsize=50_000)
-def _encoded_attributes(series: Series, scale: int) -> bytes:
-    """A point with nothing but attributes: they are most of the work, and the same in each flush."""
-    attributes = _attributes(series)
+def _encoded_tenant(tenant: str | None) -> bytes:
+    """A point with nothing but its tenant. Attributes are most of the work, and the same in each flush."""
+    return _encoded_attributes([] if tenant is None else [_attribute(TENANT_ID, tenant)])
+
+
+@lru_cache(maxsize=50_000)
+def _encoded_dimensions(dimensions: Dimensions, scale: int) -> bytes:
+    """A point with nothing but its other attributes, which many tenants have."""
+    attributes = [_attribute(name, value) for name, _, value in dimensions]
     if scale:
         attributes.append(_attribute(QUANTITY_SCALE, scale))
+    return _encoded_attributes(attributes)
+
+
+def _encoded_attributes(attributes: list[KeyValue]) -> bytes:
     return NumberDataPoint(attributes=attributes).SerializeToString()
 
 
@@ -169,27 +191,17 @@ def _metrics_request(by_meter: Mapping[str, list[bytes]], resource: Resource) ->
 
 
 def _field(tag: bytes, content: bytes) -> bytes:
-    return b"".join((tag, _length(content), content))
-
-
-def _length(content: bytes) -> bytes:
-    """The length of `content` as protobuf writes it (Encoding, Base 128 Varints)."""
-    length = len(content)
-    if length < len(_SHORT_LENGTHS):
-        return _SHORT_LENGTHS[length]
-    return _varint(length)
+    return b"".join((tag, _varint(len(content)), content))
 
 
 def _varint(number: int) -> bytes:
+    """Protocol Buffers, Encoding, Base 128 Varints."""
     found = bytearray()
     while number > 0x7F:
         found.append(number & 0x7F | 0x80)
         number >>= 7
     found.append(number)
     return bytes(found)
-
-
-_SHORT_LENGTHS: Final = [_varint(number) for number in range(1024)]
 
 
 def _logs_request(records: list[LogRecord], resource: Resource) -> bytes:
