@@ -162,14 +162,18 @@ class CellFile:
         """Nobody adds to `slot` any more, and all it holds was read, and the flush committed."""
         self._free.setdefault(slot.words[slot.block], []).append(slot)
 
-    def mark(self, totals: Iterable[tuple[Slot, int]]) -> int:
+    def mark(self, totals: Iterable[tuple[Slot | None, int]]) -> int:
         """Note how far each slot was read; it holds once the flush is in the spool.
+
+        Slots of other files are left alone.
 
         Returns:
             The number of the flush, to be put into the spool with what was read.
         """
         flush = self.committed + 1
         for slot, total in totals:
+            if slot is None or slot.file is not self:
+                continue
             words, block = slot.words, slot.at & -GRAIN_WORDS
             first, second = words[block + _MARK], words[block + _OTHER_MARK]
             # The one of a flush that failed, else the older one; at first the first.

@@ -20,6 +20,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Final
 
 from otel_metering._cell_file import GRAIN_WORDS, HOLDS, LOW, MAX_WORD, WORD_BITS, CellFile, Slot
@@ -144,14 +145,14 @@ class Reading:
 
     Attributes:
         deltas: 10**-9 units by series, of all threads together; none is 0.
-        marks: How far each cell was read.
-        slots: The same for those that are kept in the reader's file.
+        cells: Those that changed.
+        totals: How far each of them was read.
         events: Oldest first.
     """
 
     deltas: dict[Series, int]
-    marks: list[tuple[Cell, int]]
-    slots: list[tuple[Slot, int]]
+    cells: list[Cell]
+    totals: list[int]
     events: list[Event]
 
 
@@ -263,8 +264,8 @@ class CellBook:
         A closed file keeps nothing.
         """
         deltas: dict[Series, int] = {}
-        marks: list[tuple[Cell, int]] = []
-        slots: list[tuple[Slot, int]] = []
+        cells: list[Cell] = []
+        totals: list[int] = []
         count = 0
         for ledger in list(self._ledgers):
             for cell in ledger.all_cells():
@@ -272,23 +273,21 @@ class CellBook:
                 if nanos == cell.read_nanos:
                     continue
                 slot = cell.slot
-                if slot is not None:
-                    if slot.file is file:
-                        slots.append((slot, nanos))
-                    elif not slot.file.is_closed:
-                        continue
+                if not (slot is None or slot.file is file or slot.file.is_closed):
+                    continue
                 delta = nanos - cell.read_nanos
                 before = deltas.setdefault(cell.series, delta)
                 if len(deltas) == count:
                     deltas[cell.series] = before + delta
                 else:
                     count += 1
-                marks.append((cell, nanos))
-        return Reading(deltas, marks, slots, list(self._events))
+                cells.append(cell)
+                totals.append(nanos)
+        return Reading(deltas, cells, totals, list(self._events))
 
     def confirm(self, reading: Reading) -> None:
         """`reading` is in the spool: never read it again."""
-        for cell, nanos in reading.marks:
+        for cell, nanos in zip(reading.cells, reading.totals, strict=True):
             cell.read_nanos = nanos
         for _ in reading.events:
             self._events.popleft()
@@ -368,6 +367,9 @@ class CellBook:
             self._series.get(cell.series.meter, set()).discard(cell.series)
             if cell.slot is not None:
                 cell.slot.file.release(cell.slot)
+
+
+slot_of: Final[Callable[[Cell], Slot | None]] = attrgetter("slot")
 
 
 def _file_of(cell: Cell) -> CellFile | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from otel_metering._cell_file import CellFile, Header
-from otel_metering._cells import CellBook, Event, Reading
+from otel_metering._cells import CellBook, Event, Reading, slot_of
 from otel_metering._config import Settings
 from otel_metering._encode import (
     LOGS,
@@ -186,7 +186,7 @@ class Pipeline:
         cells = self._cells
         if cells is None:
             return []
-        flush = cells.mark(reading.slots)
+        flush = cells.mark(zip(map(slot_of, reading.cells), reading.totals, strict=True))
         return [(CELLS, spooled(flush, read_until_ns))]
 
     def _new_cell_file(self) -> CellFile:
