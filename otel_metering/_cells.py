@@ -27,6 +27,7 @@ from otel_metering._cell_file import GRAIN_WORDS, HOLDS, LOW, MAX_WORD, WORD_BIT
 from otel_metering._guard import Problem, problems
 from otel_metering._real_threads import thread_local
 from otel_metering._series import Event, Series, check_event_id, describe, fast_key, series_of
+from otel_metering._wake import Wake
 from otel_metering.errors import InvalidUsageError
 
 __all__ = ["Event", "Series", "check_event_id", "series_of"]  # with what usage is added by
@@ -174,7 +175,7 @@ class CellBook:
         self.max_series_per_meter = max_series_per_meter
         self.lock = threading.RLock()
         self.is_flushing = False
-        self.pressure = threading.Event()
+        self.pressure = Wake()
         self._on_new_thread = on_new_thread
         self._ledgers: list[_Ledger] = []
         self._series: dict[str, set[Series]] = {}
@@ -255,7 +256,7 @@ class CellBook:
                 "make room on its disk"
             )
         self._events.append(event)
-        if len(self._events) >= _HURRY_EVENTS and not self.pressure.is_set():
+        if len(self._events) >= _HURRY_EVENTS:
             self.pressure.set()
 
     def read(self, file: CellFile | None = None) -> Reading:

@@ -95,7 +95,7 @@ class Settings:
         spool_max_bytes: Bound on what waits in this process's spool.
         durability: What survives at once. "normal": what was flushed survives the process. "mmap":
             all usage does. "full": and what was flushed, and each event, a power failure.
-        flush_interval_seconds: Between two flushes: what a SIGKILL can cost.
+        flush_interval_seconds: Between two flushes: what a SIGKILL can cost with durability "normal".
         batch_size: Points per request.
         max_series_per_meter: Combinations of tenant and dimensions in memory; more lose dimensions.
         retry_max_attempts: Attempts before a request is set aside; None: without end.

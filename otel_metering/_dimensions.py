@@ -48,7 +48,8 @@ def dimensions_of(attributes: Mapping[str, object] | None) -> Dimensions:
             f"attributes may be {MAX_ATTRIBUTES}, without {', '.join(sorted(_OURS))}",
         )
     found = [_shared(_dimension(name, kept[name])) for name in list(kept)[:MAX_ATTRIBUTES]]
-    return _shared(tuple(found))
+    shared: Dimensions = _shared(tuple(found))
+    return shared
 
 
 @lru_cache(maxsize=10_000)

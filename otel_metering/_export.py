@@ -9,6 +9,7 @@ from otel_metering._config import Settings
 from otel_metering._guard import Problem, problems
 from otel_metering._otlp_http import Answer, Delivered, Destination, NotNow, Refused
 from otel_metering._outbox import Outbox, Parcel
+from otel_metering._wake import Wake
 from otel_metering.clock import Clock
 from otel_metering.errors import UnavailableError
 
@@ -64,7 +65,7 @@ class Sender:
         self._adopt_at = 0.0
         self._has_adopted_once = False
         self._is_stopping = False
-        self._wake = threading.Event()
+        self._wake = Wake()
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="otel-metering-send", daemon=True)
 
@@ -124,7 +125,6 @@ class Sender:
                 self._changed.notify_all()
             if pause > 0:
                 self._wake.wait(pause)
-                self._wake.clear()
         self._destination.close()
 
     def _step(self) -> float:

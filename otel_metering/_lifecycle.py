@@ -207,7 +207,8 @@ def configure(
     default. What was recorded under earlier settings is sent under the new ones.
 
     Usage is safe once it is flushed; a process that ends normally flushes first. One that is killed, by a
-    SIGTERM without handler too, loses what it recorded since the last flush.
+    SIGTERM without handler too, loses what it recorded since the last flush, unless `durability` is "mmap"
+    or "full": then the next process of the service finds and sends all of it.
 
     Args:
         service_name: `service.name` [OTEL_SERVICE_NAME].

@@ -19,6 +19,7 @@ from typing import Final
 from urllib.parse import quote
 
 from otel_metering._config import Settings
+from otel_metering._encode import LOGS
 from otel_metering._guard import Problem, problems
 from otel_metering._recovery import recover_cells
 from otel_metering.clock import Clock, SystemClock
@@ -28,6 +29,9 @@ from otel_metering.spool import Batch, Spool, open_spool
 _log = logging.getLogger("otel_metering")
 
 _REFUSED: Final = ".refused.db"
+
+_MAX_EVENT_BYTES: Final = 2**20
+"""Of requests of events that go as one."""
 
 _FORK_WAIT_SECONDS: Final = 5.0
 """A commit takes milliseconds; a disk that hangs longer must not hang the application's fork."""
@@ -59,7 +63,7 @@ class Parcel:
 
     Attributes:
         spool: Where it lies.
-        batch: It, alone.
+        batch: It, or requests of events that go as one: they may have been put one by one.
     """
 
     spool: Spool
@@ -72,8 +76,8 @@ class Parcel:
 
     @property
     def payload(self) -> bytes:
-        """The request's bytes."""
-        return self.batch.entries[0].payload
+        """The request's bytes; messages that follow each other are one (Protocol Buffers, Encoding)."""
+        return b"".join(entry.payload for entry in self.batch.entries)
 
 
 class Outbox:
@@ -178,7 +182,7 @@ class Outbox:
         with gate.lock:
             parcel.spool.drop(parcel.batch)
             if parcel.spool is self._own:
-                self.settled_count += 1
+                self.settled_count += len(parcel.batch.entries)
             if parcel.spool in self._adopted and parcel.spool.entry_count == 0:
                 self._release(parcel.spool)
 
@@ -260,7 +264,12 @@ class Outbox:
 
     def _seal(self, spool: Spool) -> Batch | None:
         try:
-            return spool.seal(self._new_token(), max_entries=1, max_bytes=1)
+            return spool.seal(
+                self._new_token(),
+                max_entries=self._settings.batch_size,
+                max_bytes=_MAX_EVENT_BYTES,
+                together=LOGS,
+            )
         except UnavailableError as error:
             if spool is self._own:
                 raise

@@ -1,7 +1,7 @@
 """Cells to spool, once per interval: what is in the spool is counted, what is not is kept."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -109,9 +109,19 @@ class Pipeline:
                 book.is_flushing = False
 
     def write_event(self, event: Event) -> bool:
-        """Put `event` on disk before this returns; False: it is in memory, for the next flush."""
-        (request,) = encode_events([event], self._resource, self._limits)
-        if not self.outbox.is_interrupted and self._put([(LOGS, request)], []):
+        """Put `event` on disk before this returns.
+
+        Returns:
+            False: it is in memory, because the disk refused it, or because this is a signal handler that
+            interrupted a use of the spool; a flush follows at once.
+        """
+        if self.outbox.is_interrupted:
+            self._book.add_event(event)
+            self._book.pressure.set()
+            return False
+        if self._put(
+            [(LOGS, body) for body in encode_events([event], self._resource, self._limits)]
+        ):
             return True
         self._book.add_event(event)
         return False
@@ -133,7 +143,6 @@ class Pipeline:
     def _run(self) -> None:
         while not self._is_stopping:
             self._book.pressure.wait(self.settings.flush_interval_seconds)
-            self._book.pressure.clear()
             try:
                 self.flush()
             except Exception as error:  # noqa: BLE001 -- top of the loop: a fault must not end flushing
@@ -197,7 +206,11 @@ class Pipeline:
         )
         return CellFile(self.outbox.cells_path, header)
 
-    def _put(self, requests: list[tuple[str, bytes]], states: list[tuple[bytes, bytes]]) -> bool:
+    def _put(
+        self,
+        requests: list[tuple[str, bytes]],
+        states: Sequence[tuple[bytes, bytes]] = (),
+    ) -> bool:
         try:
             self.outbox.put(requests, states)
         except UnavailableError as error:

@@ -185,11 +185,19 @@ class Spool:
         with self._lock:
             return bool(self._read("SELECT 1 FROM states LIMIT 1"))
 
-    def seal(self, new_token: str, *, max_entries: int, max_bytes: int) -> Batch | None:
+    def seal(
+        self, new_token: str, *, max_entries: int, max_bytes: int, together: str | None = None
+    ) -> Batch | None:
         """Return the oldest sealed batch, else seal the oldest entries under `new_token`.
 
         A batch has at least one entry, and as many more as fit into `max_entries` and `max_bytes`.
         The same batch is returned until it is dropped. None: the spool is empty.
+
+        Args:
+            new_token: Of a new batch.
+            max_entries: Bound on its entries.
+            max_bytes: Bound on their payloads.
+            together: Key of the only entries that share a batch; None: all do.
 
         Raises:
             UnavailableError: The disk refused.
@@ -198,7 +206,7 @@ class Spool:
             sealed = self._read("SELECT token, last_id FROM sealed")
             if sealed:
                 return self._batch(*sealed[0])
-            last_id = self._last_id_of_next_batch(max_entries, max_bytes)
+            last_id = self._last_id_of_next_batch(max_entries, max_bytes, together)
             if last_id is None:
                 return None
             self._write(("INSERT INTO sealed VALUES (?, ?)", [(new_token, last_id)]))
@@ -287,16 +295,21 @@ class Spool:
         if self._is_marked:
             write_mark(self._lock_fd, self._mark)
 
-    def _last_id_of_next_batch(self, max_entries: int, max_bytes: int) -> int | None:
+    def _last_id_of_next_batch(
+        self, max_entries: int, max_bytes: int, together: str | None
+    ) -> int | None:
         last_id: int | None = None
         total = 0
-        for row_id, size in self._read(
-            "SELECT id, length(payload) FROM entries ORDER BY id LIMIT ?", max_entries
+        for row_id, key, size in self._read(
+            "SELECT id, key, length(payload) FROM entries ORDER BY id LIMIT ?", max_entries
         ):
+            is_alone = together is not None and key != together
             total += size
-            if last_id is not None and total > max_bytes:
+            if last_id is not None and (is_alone or total > max_bytes):
                 break
             last_id = row_id
+            if is_alone:
+                break
         return last_id
 
     def _batch(self, token: str, last_id: int) -> Batch:
