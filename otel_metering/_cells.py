@@ -9,30 +9,43 @@ Why nothing is lost and nothing is counted twice:
   referenced by that thread and whatever it runs, and by a weak reference here; an idle one, because
   it was first taken out of its shard and then its reference count showed that no frame holds it.
 - Lists and dicts are only changed by single operations that the interpreter cannot interleave.
+
+With `durability` "mmap" or "full" a cell also has a slot of a mapped file (`_cell_file`), which holds the
+same number as the cell: `add` writes both, and again runs nobody else of that thread in between.
 """
 
 import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from operator import attrgetter
+from typing import Final
 
-from otel_metering._dimensions import Dimensions, dimensions_of
+from otel_metering._cell_file import GRAIN_WORDS, HOLDS, LOW, MAX_WORD, WORD_BITS, CellFile, Slot
+from otel_metering._dimensions import Dimensions
 from otel_metering._guard import Problem, problems
+from otel_metering._real_threads import thread_local
+from otel_metering._series import (
+    Event,
+    Series,
+    check_event_id,
+    checked_tenant,
+    describe,
+    fast_key,
+    series_of,
+)
 from otel_metering._wakeup import Wakeup
-from otel_metering.contract.event import MAX_EVENT_ID_LENGTH, check_name
 from otel_metering.errors import InvalidUsageError
+
+__all__ = ["Event", "Series", "check_event_id", "series_of"]  # with what usage is added by
 
 MAX_WAITING_EVENTS: Final = 100_000
 """Events in memory while the disk refuses them; about 50 MB."""
 
 _HURRY_EVENTS: Final = 5_000
 """Events in memory that are not left waiting for the next flush."""
-
-_EXACT_KEY_TYPES: Final = frozenset({str, bool, int, type(None)})
-"""Values that mean the same whenever they are equal and of one type. (NaN, and objects, do not.)"""
 
 _FLUSHES_PER_SWEEP: Final = 60
 """A cell that did not change between two sweeps is evicted: about a minute, far beyond any burst."""
@@ -42,42 +55,59 @@ _REFERENCES_ARE_EXACT: Final = (
 )
 
 
-class Series(NamedTuple):
-    """What usage is added up by."""
-
-    meter: str
-    tenant: str | None
-    dimensions: Dimensions
-
-
-class Event(NamedTuple):
-    """One piece of usage with an id of its own."""
-
-    time_ns: int
-    series: Series
-    nanos: int
-    event_id: str
-
-
 class Cell:
     """What one thread recorded for one series.
 
     Attributes:
         series: Which.
         types: Types of the attribute values of the key it is found by; None: all are text.
-        nanos: All of it, in 10**-9 units; only grows.
+        nanos: All of it, in 10**-9 units; only grows. With a slot, from what that held before.
         read_nanos: As much of it as is in the spool.
         swept_nanos: As much of it as there was at the last sweep.
+        slot: Where a kill of the process leaves it; None: only here.
     """
 
-    __slots__ = ("nanos", "read_nanos", "series", "swept_nanos", "types")
+    __slots__ = ("nanos", "read_nanos", "series", "slot", "swept_nanos", "types")
 
-    def __init__(self, series: Series, types: tuple[type, ...] | None = None) -> None:
+    def __init__(
+        self, series: Series, types: tuple[type, ...] | None = None, slot: Slot | None = None
+    ) -> None:
         self.series = series
         self.types = types
-        self.nanos = 0
-        self.read_nanos = 0
+        self.nanos = self.read_nanos = 0 if slot is None else slot.total
+        self.slot = slot
         self.swept_nanos = -1
+
+
+def add(cell: Cell, nanos: int) -> None:
+    """Add to a cell of the calling thread, and to its slot.
+
+    Nothing is called after the first line, so no signal handler can add in the middle.
+    """
+    total = cell.nanos + nanos
+    slot = cell.slot
+    if slot is not None:
+        low = total - slot.floor
+        if low > MAX_WORD:
+            _carry(cell, nanos)
+            return
+        slot.words[slot.at] = low
+    cell.nanos = total
+
+
+def _carry(cell: Cell, nanos: int) -> None:
+    """The same where the slot's high word changes. Looks anew: a signal handler may just have added."""
+    total = cell.nanos + nanos
+    slot = cell.slot
+    if slot is not None:
+        words, block = slot.words, slot.at & -GRAIN_WORDS
+        other = 2 * (block + LOW + 1) - slot.at
+        words[other - 1] = total >> WORD_BITS
+        words[other] = total & MAX_WORD
+        words[block + HOLDS] = 1 - words[block + HOLDS]
+        slot.at = other
+        slot.floor = total - (total & MAX_WORD)
+    cell.nanos = total
 
 
 class Shard:
@@ -89,8 +119,10 @@ class Shard:
         self.cells: dict[Hashable, Cell] = {}
 
 
-class Local(threading.local):
+class Local(thread_local):
     """The calling thread's shard; there is none before the thread's first usage.
+
+    Of a real thread, also under gevent: greenlets run one at a time, and `add` does not switch.
 
     Attributes:
         shard: Nothing else holds it strongly.
@@ -111,6 +143,11 @@ class _Ledger:
         # list(dict.values()) runs no Python code, so the owner cannot insert half way.
         return list(self.cells.values()) + self.evicted
 
+    def evict(self, key: Hashable, cell: Cell) -> None:
+        # A frame of the owner may hold the cell: it is still read until no frame does.
+        self.evicted.append(cell)
+        self.cells.pop(key, None)
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -118,21 +155,25 @@ class Reading:
 
     Attributes:
         deltas: 10**-9 units by series, of all threads together; none is 0.
-        marks: How far each cell was read.
+        cells: Those that changed.
+        totals: How far each of them was read.
         events: Oldest first.
     """
 
     deltas: dict[Series, int]
-    marks: list[tuple[Cell, int]]
+    cells: list[Cell]
+    totals: list[int]
     events: list[Event]
 
 
 class CellBook:
     """All usage of this process that is not in the spool yet.
 
-    `read`, `confirm` and `tidy` are the flusher's: one caller at a time.
+    `read`, `confirm` and `tidy` are the flusher's: one caller at a time, who holds `lock`.
 
     Attributes:
+        lock: Of whoever flushes, or changes where cells are kept.
+        is_flushing: Whether a flush is under way, perhaps of the very thread that asks.
         local: Where `record` finds the calling thread's shard.
         max_series_per_meter: Series of a meter beyond which new ones lose their dimensions. Threads
             that start a series at the same moment may exceed it by their number.
@@ -141,12 +182,15 @@ class CellBook:
 
     def __init__(self, *, max_series_per_meter: int, on_new_thread: Callable[[], None]) -> None:
         self.max_series_per_meter = max_series_per_meter
+        self.lock = threading.RLock()
+        self.is_flushing = False
         self.pressure = Wakeup()
         self._on_new_thread = on_new_thread
         self._ledgers: list[_Ledger] = []
         self._series: dict[str, set[Series]] = {}
         self._events: deque[Event] = deque()
         self._tidied = 0
+        self._file: CellFile | None = None
         self.local = Local()
 
     def cell(self, meter: str, tenant: str | None, attributes: Mapping[str, object] | None) -> Cell:
@@ -157,16 +201,15 @@ class CellBook:
         """
         cells = self._shard().cells
         series = series_of(meter, tenant, attributes)
-        key, types = _fast_key(meter, tenant, attributes)
+        key, types = fast_key(meter, tenant, attributes)
         found = cells.get(key) if key is not None else None
         if found is None and key is not None and self._has_room_for(series):
-            # setdefault: a signal handler may have recorded the same usage since the look-up.
-            return cells.setdefault(key, Cell(series, types))
+            return self._put(cells, key, series, types)
         if found is not None and found.types == types:
             return found
         # Not under the fast key, which would find it for usage that only looks the same.
         series = self._fitting(series)
-        return cells.setdefault(series, Cell(series))
+        return cells.get(series) or self._put(cells, series, series, None)
 
     def cell_under(
         self, key: Hashable, meter: str, tenant: str | None, dimensions: Dimensions
@@ -180,9 +223,50 @@ class CellBook:
         found = cells.get(key)
         if found is not None:
             return found
-        series = Series(meter, _checked_tenant(tenant), dimensions)
+        series = Series(meter, checked_tenant(tenant), dimensions)
         fitting = self._fitting(series)
-        return cells.setdefault(key if fitting is series else fitting, Cell(fitting))
+        if fitting is series:
+            return self._put(cells, key, series, None)
+        return cells.get(fitting) or self._put(cells, fitting, fitting, None)
+
+    def map_into(self, file: CellFile | None) -> None:
+        """Keep new cells in `file`, too; None: in memory only.
+
+        Cells that are kept elsewhere are given up: their threads make new ones with their next usage.
+        """
+        with self.lock:
+            self._file = file
+            for ledger in list(self._ledgers):
+                for key, cell in list(ledger.cells.copy().items()):
+                    if _file_of(cell) is not file:
+                        ledger.evict(key, cell)
+
+    def is_kept_in(self, file: CellFile) -> bool:
+        """Whether new cells are kept in `file`."""
+        return self._file is file
+
+    def is_held(self, file: CellFile) -> bool:
+        """Whether a thread may be about to add to a cell in `file`, after `map_into` another one."""
+        with self.lock:
+            for ledger in list(self._ledgers):
+                cells = [cell for cell in ledger.evicted if _file_of(cell) is file]
+                if max(_reference_counts(cells), default=0) > _UNHELD + 1:
+                    return True
+        return False
+
+    def leave_to(self, file: CellFile) -> None:
+        """Whoever finds `file` counts what is in it: never read it again."""
+        with self.lock:
+            for cell in self._all_cells():
+                if _file_of(cell) is file:
+                    cell.read_nanos = cell.nanos
+                    cell.slot = None
+
+    def unmap(self) -> None:
+        """In a forked child: the parent's file is not to be touched, whatever still runs here."""
+        self._file = None
+        for cell in self._all_cells():
+            cell.slot = None
 
     def add_event(self, event: Event) -> None:
         """Keep `event` for the next flush.
@@ -197,24 +281,39 @@ class CellBook:
                 "make room on its disk"
             )
         self._events.append(event)
-        if len(self._events) >= _HURRY_EVENTS and not self.pressure.is_set():
+        if len(self._events) >= _HURRY_EVENTS:
             self.pressure.set()
 
-    def read(self) -> Reading:
-        """Read everything that no confirmed reading has."""
+    def read(self, file: CellFile | None = None) -> Reading:
+        """Read everything that no confirmed reading has, except what is kept in a file other than `file`.
+
+        A closed file keeps nothing.
+        """
         deltas: dict[Series, int] = {}
-        marks: list[tuple[Cell, int]] = []
+        cells: list[Cell] = []
+        totals: list[int] = []
+        count = 0
         for ledger in list(self._ledgers):
             for cell in ledger.all_cells():
                 nanos = cell.nanos
-                if nanos != cell.read_nanos:
-                    deltas[cell.series] = deltas.get(cell.series, 0) + nanos - cell.read_nanos
-                    marks.append((cell, nanos))
-        return Reading(deltas, marks, list(self._events))
+                if nanos == cell.read_nanos:
+                    continue
+                slot = cell.slot
+                if not (slot is None or slot.file is file or slot.file.is_closed):
+                    continue
+                delta = nanos - cell.read_nanos
+                before = deltas.setdefault(cell.series, delta)
+                if len(deltas) == count:
+                    deltas[cell.series] = before + delta
+                else:
+                    count += 1
+                cells.append(cell)
+                totals.append(nanos)
+        return Reading(deltas, cells, totals, list(self._events))
 
     def confirm(self, reading: Reading) -> None:
         """`reading` is in the spool: never read it again."""
-        for cell, nanos in reading.marks:
+        for cell, nanos in zip(reading.cells, reading.totals, strict=True):
             cell.read_nanos = nanos
         for _ in reading.events:
             self._events.popleft()
@@ -226,12 +325,40 @@ class CellBook:
             if ledger.owner() is None and _is_read(ledger.all_cells()):
                 self._ledgers.remove(ledger)
                 self._forget(ledger.all_cells())
-            if ledger.evicted:
+            if ledger.evicted and _REFERENCES_ARE_EXACT:
                 self._free_evicted(ledger)
         self._tidied += 1
         if self._tidied % _FLUSHES_PER_SWEEP == 0 and _REFERENCES_ARE_EXACT:
             for ledger in self._ledgers:
                 _evict_idle(ledger)
+
+    def start_thread(self) -> None:
+        """Count the calling thread in; a child's first thread starts its pipeline."""
+        self._shard()
+
+    def _all_cells(self) -> Iterator[Cell]:
+        for ledger in list(self._ledgers):
+            yield from ledger.all_cells()
+
+    def _put(
+        self,
+        cells: dict[Hashable, Cell],
+        key: Hashable,
+        series: Series,
+        types: tuple[type, ...] | None,
+    ) -> Cell:
+        slot = None if self._file is None else self._file.allocate(describe(series))
+        if slot is None and self._file is not None:
+            problems.report(
+                Problem.UNMAPPED_SERIES,
+                f"no room on disk at {self._file.path}: a kill costs what was not flushed yet",
+            )
+        made = Cell(series, types, slot)
+        # setdefault: a signal handler may have recorded the same usage since the look-up.
+        kept = cells.setdefault(key, made)
+        if kept is not made and slot is not None:
+            slot.file.release(slot)
+        return kept
 
     def _shard(self) -> Shard:
         try:
@@ -271,57 +398,15 @@ class CellBook:
         # Other threads may still have the series; then it counts as new once more, which is harmless.
         for cell in cells:
             self._series.get(cell.series.meter, set()).discard(cell.series)
+            if cell.slot is not None:
+                cell.slot.file.release(cell.slot)
 
 
-def series_of(meter: str, tenant: str | None, attributes: Mapping[str, object] | None) -> Series:
-    """What usage is added up by.
-
-    Raises:
-        InvalidUsageError: `meter` or `tenant` is not a valid name.
-    """
-    return Series(
-        _name("meter", meter),
-        _checked_tenant(tenant),
-        dimensions_of(attributes),
-    )
+slot_of: Final[Callable[[Cell], Slot | None]] = attrgetter("slot")
 
 
-def _checked_tenant(tenant: object) -> str | None:
-    return None if tenant is None else _name("tenant", tenant)
-
-
-def check_event_id(event_id: object) -> str:
-    """Return `event_id` if it can be one.
-
-    Raises:
-        InvalidUsageError: It is not 1 to 256 characters of text that UTF-8 can express.
-    """
-    if isinstance(event_id, str) and 0 < len(event_id) <= MAX_EVENT_ID_LENGTH:
-        text = str.__str__(event_id)
-        # A lone surrogate would make the whole request impossible to build; replaced, two ids could
-        # become one.
-        if text == text.encode("utf-8", "replace").decode():
-            return text
-    raise InvalidUsageError(f"event_id must be text of 1 to {MAX_EVENT_ID_LENGTH} characters")
-
-
-def _name(kind: str, text: object) -> str:
-    if not isinstance(text, str):
-        raise InvalidUsageError(f"{kind} is of type {type(text).__name__}; give text")
-    # A plain str, not an enum's member, which would print as its name.
-    return check_name(kind, str.__str__(text))
-
-
-def _fast_key(
-    meter: str, tenant: str | None, attributes: Mapping[str, object] | None
-) -> tuple[Hashable | None, tuple[type, ...] | None]:
-    """The key that `record` looks under, and the types of its values; no key if it could mislead."""
-    if not attributes:
-        return (meter, tenant), None
-    types = tuple(map(type, attributes.values()))
-    if not (_EXACT_KEY_TYPES.issuperset(types) and all(type(name) is str for name in attributes)):
-        return None, None
-    return (meter, tenant, tuple(attributes.items())), None if set(types) == {str} else types
+def _file_of(cell: Cell) -> CellFile | None:
+    return None if cell.slot is None else cell.slot.file
 
 
 def _is_read(cells: list[Cell]) -> bool:
@@ -331,9 +416,7 @@ def _is_read(cells: list[Cell]) -> bool:
 def _evict_idle(ledger: _Ledger) -> None:
     for key, cell in list(ledger.cells.copy().items()):
         if cell.nanos == cell.swept_nanos:
-            # A frame of the owner may hold the cell: it is still read until no frame does.
-            ledger.evicted.append(cell)
-            ledger.cells.pop(key)
+            ledger.evict(key, cell)
         else:
             cell.swept_nanos = cell.nanos
 

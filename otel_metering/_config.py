@@ -98,7 +98,7 @@ class Settings:
         spool_max_bytes: Bound on what waits in this process's spool; in memory, it is 64 MiB by default.
         durability: What survives at once. "normal": what was flushed survives the process. "mmap":
             all usage does. "full": and what was flushed, and each event, a power failure.
-        flush_interval_seconds: Between two flushes: what a SIGKILL can cost.
+        flush_interval_seconds: Between two flushes: what a SIGKILL can cost with durability "normal".
         batch_size: Points per request.
         max_series_per_meter: Combinations of tenant and dimensions in memory; more lose dimensions.
         retry_max_attempts: Attempts before a request is set aside; None: without end.
@@ -133,6 +133,11 @@ class Settings:
     api_url: str
     quota_fail_mode: Literal["open", "closed"]
     lease_seconds: float
+
+    @property
+    def keeps_usage_at_once(self) -> bool:
+        """Whether a kill of the process costs nothing, rather than what was not flushed yet."""
+        return self.durability != "normal" and self.transport_mode in ("durable", "mirror")
 
 
 def read_settings(**arguments: object) -> Settings:

@@ -5,8 +5,9 @@ as near to it as possible.
 """
 
 import math
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Hashable, Mapping
+from functools import lru_cache
+from typing import Final, TypeVar
 
 from otel_metering._guard import Problem, problems
 from otel_metering.contract.attributes import EVENT_ID, QUANTITY, QUANTITY_SCALE, TENANT_ID
@@ -24,6 +25,8 @@ MAX_ATTRIBUTES: Final = 64
 
 MAX_TEXT_LENGTH: Final = 1024
 """Characters of a value; the rest is cut off."""
+
+_T = TypeVar("_T", bound=Hashable)
 
 _OURS = frozenset({TENANT_ID, EVENT_ID, QUANTITY, QUANTITY_SCALE})
 _INT64 = 2**63
@@ -44,7 +47,15 @@ def dimensions_of(attributes: Mapping[str, object] | None) -> Dimensions:
             Problem.IGNORED_ATTRIBUTES,
             f"attributes may be {MAX_ATTRIBUTES}, without {', '.join(sorted(_OURS))}",
         )
-    return tuple(_dimension(name, kept[name]) for name in list(kept)[:MAX_ATTRIBUTES])
+    found = [_shared(_dimension(name, kept[name])) for name in list(kept)[:MAX_ATTRIBUTES]]
+    shared: Dimensions = _shared(tuple(found))
+    return shared
+
+
+@lru_cache(maxsize=10_000)
+def _shared(value: _T) -> _T:
+    """One object for all series that have it."""
+    return value
 
 
 def _dimension(name: str, value: object) -> Dimension:
@@ -59,5 +70,7 @@ def _dimension(name: str, value: object) -> Dimension:
 
 
 def _text(text: str) -> str:
+    if type(text) is str and len(text) <= MAX_TEXT_LENGTH and text.isascii():
+        return text  # no copy: thousands of series share their values
     # A lone surrogate cannot be encoded, and would make the whole request impossible to build.
     return text[:MAX_TEXT_LENGTH].encode("utf-8", "replace").decode()

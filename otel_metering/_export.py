@@ -70,6 +70,7 @@ class Sender:
             jitter=jitter,
         )
         self._failures = 0
+        self._single_count = 0
         self._not_before = 0.0
         self._adopt_at = 0.0
         self._has_adopted_once = False
@@ -136,7 +137,6 @@ class Sender:
                 self._changed.notify_all()
             if pause > 0:
                 self._wake.wait(pause)
-                self._wake.clear()
         self._destination.close()
 
     def _step(self) -> float:
@@ -149,7 +149,7 @@ class Sender:
                 self._adopt_at = now + _ADOPTION_SECONDS
                 self._outbox.adopt_orphans()
                 self._has_adopted_once = True
-            parcel = self._outbox.take()
+            parcel = self._outbox.take(is_single=self._single_count > 0)
             if parcel is None:
                 return max(self._adopt_at - now, 0.001)
             return self._handle(parcel, self._destination.send(parcel.key, parcel.payload))
@@ -162,7 +162,8 @@ class Sender:
                 self._succeed(parcel, answer)
                 return 0.0
             case Refused():
-                self._set_aside(parcel, answer.reason)
+                if not self._take_apart(parcel):
+                    self._set_aside(parcel, answer.reason)
                 return 0.0
             case NotNow():
                 return self._try_later(parcel, answer)
@@ -170,18 +171,26 @@ class Sender:
                 assert_never(answer)
 
     def _try_later(self, parcel: Parcel, answer: NotNow) -> float:
-        tries = self._tries.count(parcel.payload)
+        tries = self._tries.count(parcel.entries[0].payload)
         if self._max_attempts is not None and tries >= self._max_attempts:
-            self._set_aside(parcel, answer.reason)
+            if not self._take_apart(parcel):
+                self._set_aside(parcel, answer.reason)
             return 0.0
         pause = self._fail(answer.reason, answer.after_seconds)
-        if tries >= _TRIES_BEFORE_OTHERS and self._outbox.pending_requests > 1:
+        if tries < _TRIES_BEFORE_OTHERS or self._take_apart(parcel):
+            return pause
+        if self._outbox.pending_requests > 1:
             # It may be this request that the receiver stumbles over, again and again. On a full disk it
             # stays where it is.
             with suppress(UnavailableError):
                 self._outbox.postpone(parcel)
                 self._backlog.note_postponed(self._clock.monotonic())
         return pause
+
+    def _take_apart(self, parcel: Parcel) -> bool:
+        """Send one by one what went as one: what is wrong with one must not cost the others."""
+        self._single_count = len(parcel.entries)
+        return self._single_count > 1
 
     def _watch(self) -> None:
         """Say once that usage piles up, and be ready to say it again when it has drained."""
@@ -200,7 +209,7 @@ class Sender:
 
     def _succeed(self, parcel: Parcel, answer: Delivered) -> None:
         self._outbox.settle(parcel)
-        self._tries.forget(parcel.payload)
+        self._close_case(parcel)
         self.sent_count += 1
         self._failures = 0
         problems.settle(Problem.FAILED_SENDS)
@@ -211,10 +220,14 @@ class Sender:
 
     def _set_aside(self, parcel: Parcel, reason: str) -> None:
         self._outbox.set_aside(parcel, reason)
-        self._tries.forget(parcel.payload)
+        self._close_case(parcel)
         self.refused_count += 1
         self._failures = 0
         problems.report(Problem.REFUSED_REQUESTS, f"a request is kept aside: {reason}")
+
+    def _close_case(self, parcel: Parcel) -> None:
+        self._tries.forget(parcel.entries[0].payload)
+        self._single_count = max(self._single_count - 1, 0)
 
     def _fail(self, reason: str, after_seconds: float) -> float:
         if self._is_stopping:

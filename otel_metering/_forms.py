@@ -13,6 +13,7 @@ from functools import wraps
 from typing import Any, Literal, NoReturn, Protocol, TypeVar, cast, overload
 
 from otel_metering._call import Call, Outcome, Plan, begin, new_plan
+from otel_metering._cells import add as add_to
 from otel_metering._context import Holder, current
 from otel_metering._guard import absorb, guarded
 from otel_metering._measure import Measurement
@@ -200,7 +201,10 @@ def _fixed_counter(plan: Plan) -> _Count:
             holder = _current_holder()
             if meter not in holder.claimed:
                 cell = local.shard.cells[(key, holder.tenant)]
-                cell.nanos += nanos
+                if cell.slot is None:
+                    cell.nanos += nanos
+                else:
+                    add_to(cell, nanos)
             return
         except Exception:  # noqa: BLE001, S110 -- as in `record`
             pass

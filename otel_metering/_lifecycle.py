@@ -68,19 +68,20 @@ class _Process:
             book = self._book or self._new_book(settings)
             pipeline = self._new_pipeline(settings, book)
             pipeline.outbox.open()
+            pipeline.take_cells()
             leases.start(self._new_desk(settings))
             predecessor, self.pipeline = self.pipeline, pipeline
             self.settings, self._book = settings, book
             book.max_series_per_meter = settings.max_series_per_meter
             if predecessor is not None:
                 predecessor.stop(_STOP_SECONDS)
-                with (
-                    guarded
-                ):  # what does not fit is said, and must not keep the new one from starting
+                # What does not fit is said, and must not keep the new one from starting.
+                with guarded:
                     hand_over(predecessor.outbox, pipeline.outbox)
+                pipeline.take_cells()  # again: of threads that were making one just then
             self._hook()
             pipeline.start()
-            sink.open(book, self.write_event_now)
+            self._open_sink(book, settings)
             with guarded:
                 _self_metrics.show()
 
@@ -98,13 +99,6 @@ class _Process:
             leases.stop(_LAST_CHANCE_SECONDS, is_delivered=is_sent)
             return is_sent
 
-    def write_event_now(self, event: Event) -> bool:
-        """Take `event` to disk before this returns; False: it waits in memory for the next flush."""
-        if self._book is None:
-            return False
-        self._book.add_event(event)
-        return self.pipeline is not None and self.pipeline.flush()
-
     def before_fork(self) -> None:
         gate.close_for_fork()
 
@@ -120,15 +114,36 @@ class _Process:
         if self.pipeline is not None:
             self._inherited |= self.pipeline.outbox.abandon()
             self.pipeline = None
+        if self._book is not None:
+            self._book.unmap()
         self._book = None
         leases.after_fork_in_child()
         if self.settings is not None:
             self._book = self._new_book(self.settings)
-            sink.open(self._book, self.write_event_now)
+            self._open_sink(self._book, self.settings)
 
     def after_multiprocessing_fork(self) -> None:
         # Such a child ends by os._exit, after its finalizers but without atexit.
         multiprocessing.util.Finalize(None, _at_exit, exitpriority=0)
+
+    def _open_sink(self, book: CellBook, settings: Settings) -> None:
+        sink.open(
+            book,
+            write_event_now=self._write_event_now,
+            writes_events_now=settings.keeps_usage_at_once,
+        )
+
+    def _write_event_now(self, event: Event) -> bool:
+        book, pipeline = self._book, self.pipeline
+        if book is None:
+            return False
+        if pipeline is None:
+            book.start_thread()
+            pipeline = self.pipeline
+        if pipeline is None:
+            book.add_event(event)
+            return False
+        return pipeline.write_event(event)
 
     def _new_book(self, settings: Settings) -> CellBook:
         return CellBook(
@@ -156,6 +171,7 @@ class _Process:
     def _start_in_child(self) -> None:
         if self.pipeline is None and self.settings is not None and self._book is not None:
             self.pipeline = self._new_pipeline(self.settings, self._book)
+            self.pipeline.take_cells()
             self.pipeline.start()
 
     def _hook(self) -> None:
@@ -231,7 +247,8 @@ def configure(
     (`otel_metering.testing`), settings are checked and nothing is started.
 
     Usage is safe once it is flushed; a process that ends normally flushes first. One that is killed, by a
-    SIGTERM without handler too, loses what it recorded since the last flush.
+    SIGTERM without handler too, loses what it recorded since the last flush, unless `durability` is "mmap"
+    or "full": then the next process of the service finds and sends all of it.
 
     Args:
         service_name: `service.name` [OTEL_SERVICE_NAME].

@@ -34,7 +34,11 @@ class MemoryOutbox:
     def open(self) -> None:
         """There is nothing to open."""
 
-    def put(self, requests: Sequence[tuple[str, bytes]]) -> None:
+    def put(
+        self,
+        requests: Sequence[tuple[str, bytes]],
+        states: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
         """Append (key, payload) requests, all or none.
 
         Raises:
@@ -49,7 +53,7 @@ class MemoryOutbox:
                 self._entries.append(Entry(id=self.put_count, key=key, payload=payload))
             self._byte_count += size
 
-    def take(self) -> Parcel | None:
+    def take(self, *, is_single: bool = False) -> Parcel | None:
         """The oldest request, those of the pipeline before first; None: there is none.
 
         Raises:
@@ -57,12 +61,12 @@ class MemoryOutbox:
         """
         with gate.lock:
             if self.before is not None:
-                parcel = self.before.take()
+                parcel = self.before.take(is_single=is_single)
                 if parcel is not None:
                     return parcel
                 self.before.close()
                 self.before = None
-            return Parcel(entry=self._entries[0]) if self._entries else None
+            return Parcel(entries=(self._entries[0],)) if self._entries else None
 
     def settle(self, parcel: Parcel) -> None:
         """`parcel` is delivered: forget it."""
@@ -159,6 +163,6 @@ class MemoryOutbox:
                 )
 
     def _remove(self, parcel: Parcel) -> None:
-        if self._entries and self._entries[0] == parcel.entry:
+        if self._entries and self._entries[0] == parcel.entries[0]:
             self._entries.popleft()
             self._byte_count -= len(parcel.payload)

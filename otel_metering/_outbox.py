@@ -16,8 +16,11 @@ from typing import Final
 from urllib.parse import quote
 
 from otel_metering._config import Settings
+from otel_metering._encode import LOGS
 from otel_metering._guard import Problem, problems
 from otel_metering._parcel import Parcel, gate
+from otel_metering._recovery import recover_cells
+from otel_metering.clock import Clock, SystemClock
 from otel_metering.errors import ConfigurationError, SpoolInUseError, UnavailableError
 from otel_metering.spool import Entry, Spool, open_spool
 
@@ -25,6 +28,9 @@ _log = logging.getLogger("otel_metering")
 
 REFUSED: Final = ".refused.db"
 """End of the names of files with requests that were refused for good."""
+
+_MAX_EVENT_BYTES: Final = 2**20
+"""Of requests of events that go as one."""
 
 
 class Outbox:
@@ -41,6 +47,7 @@ class Outbox:
         *,
         instance_id: str,
         inherited: frozenset[Path] = frozenset(),
+        clock: Clock | None = None,
     ) -> None:
         self.put_count = 0
         self.settled_count = 0
@@ -48,6 +55,8 @@ class Outbox:
         self._folder = settings.spool_dir / folder_name(settings.service_name)
         self._path = self._folder / f"{instance_id}.db"
         self._inherited = inherited
+        self._clock = clock or SystemClock()
+        self._is_closed = False
         self._own: Spool | None = None
         self._refused: Spool | None = None
         self._adopted: list[Spool] = []
@@ -63,22 +72,40 @@ class Outbox:
         with gate.lock:
             self._open_own()
 
-    def put(self, requests: Sequence[tuple[str, bytes]]) -> None:
+    @property
+    def cells_path(self) -> Path:
+        """Of the file for this process's cells; nobody may make it before `open`."""
+        return _cells_of(self._path)
+
+    def put(
+        self,
+        requests: Sequence[tuple[str, bytes]],
+        states: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
         """Append (key, payload) requests, all or none; on disk when this returns.
+
+        Args:
+            requests: What is to be sent.
+            states: (key, value) that the own spool remembers from the same moment on.
 
         Raises:
             UnavailableError: The spool or its disk is full or failing; none was put.
         """
         with gate.lock:
+            if self._is_closed:
+                raise UnavailableError("another configuration has taken over")
             try:
                 own = self._open_own()
             except ConfigurationError as error:
                 raise UnavailableError(str(error)) from error
-            own.append(requests)
+            own.append(requests, states)
             self.put_count += len(requests)
 
-    def take(self) -> Parcel | None:
+    def take(self, *, is_single: bool = False) -> Parcel | None:
         """The oldest request of the spools in turn; None: all are empty. Not removed yet.
+
+        Args:
+            is_single: One request alone. Else requests of events go together.
 
         Raises:
             UnavailableError: The disk refused the own spool.
@@ -87,10 +114,10 @@ class Outbox:
             spools = [spool for spool in (self._own, *self._adopted) if spool is not None]
             for i in range(len(spools)):
                 spool = spools[(self._turn + i) % len(spools)]
-                entry = self._first(spool)
-                if entry is not None:
+                entries = self._first(spool, 1 if is_single else self._settings.batch_size)
+                if entries:
                     self._turn += i + 1
-                    return Parcel(entry=entry, spool=spool)
+                    return Parcel(entries=entries, spool=spool)
                 if spool is not self._own:
                     self._release(spool)
             return None
@@ -99,9 +126,9 @@ class Outbox:
         """`parcel` is delivered: forget it, and the file of an ended process with its last one."""
         spool = _spool_of(parcel)
         with gate.lock:
-            is_forgotten = spool.forget(parcel.entry)
+            is_forgotten = spool.forget(*parcel.entries)
             if spool is self._own:
-                self.settled_count += 1
+                self.settled_count += len(parcel.entries)
                 if not is_forgotten:
                     self._make_room(spool)
             if spool in self._adopted and spool.entry_count == 0:
@@ -114,7 +141,7 @@ class Outbox:
             UnavailableError: The disk refused; it stays where it is.
         """
         with gate.lock:
-            _spool_of(parcel).postpone(parcel.entry)
+            _spool_of(parcel).postpone(parcel.entries[0])
 
     def set_aside(self, parcel: Parcel, reason: str) -> None:
         """`parcel` can never be delivered: move it to the refused requests.
@@ -163,6 +190,7 @@ class Outbox:
             adopted, predecessor._adopted = predecessor._adopted, []
             for spool in [*([own] if own is not None else []), *adopted]:
                 self._take_over(spool)
+            predecessor._is_closed = True
             predecessor.close()
 
     @property
@@ -193,6 +221,7 @@ class Outbox:
     def close(self) -> None:
         """Close all files; what is in them is sent by a later process. Delete the empty ones."""
         with gate.lock:
+            self._is_closed = True
             for spool in self._spools():
                 _put_down(spool)
             self._own = self._refused = None
@@ -202,20 +231,38 @@ class Outbox:
         spools = (self._own, self._refused, *self._adopted)
         return [spool for spool in spools if spool is not None]
 
-    def _first(self, spool: Spool) -> Entry | None:
+    def _first(self, spool: Spool, max_entries: int) -> tuple[Entry, ...]:
         try:
-            return spool.first()
+            return spool.first_together(LOGS, max_entries=max_entries, max_bytes=_MAX_EVENT_BYTES)
         except UnavailableError as error:
             if spool is self._own:
                 raise
             # A broken file must not hold up the others; the next look for orphans finds it again.
             problems.report(Problem.INTERNAL_ERRORS, error)
-            return None
+            return ()
 
     def _release(self, spool: Spool) -> None:
         """Nothing can be taken from an adopted spool any more; only a broken one is not empty then."""
+        if spool.entry_count == 0:
+            self._recover(spool)
+            if spool.entry_count > 0:
+                return
         _put_down(spool)
         self._adopted.remove(spool)
+
+    def _recover(self, spool: Spool) -> None:
+        """Put what its process had not flushed into `spool`, if there is room."""
+        try:
+            recover_cells(
+                _cells_of(spool.path),
+                spool,
+                max_points=self._settings.batch_size,
+                now_ns=self._clock.now_ns(),
+            )
+        except UnavailableError as error:
+            problems.report(
+                Problem.FAILED_FLUSHES, f"usage of an ended process waits in its file: {error}"
+            )
 
     def _make_room(self, own: Spool) -> None:
         """A full disk keeps delivered requests in the file: an empty spool makes room by its end."""
@@ -229,8 +276,9 @@ class Outbox:
             problems.report(Problem.DAMAGED_SPOOLS, error)
 
     def _take_over(self, spool: Spool) -> None:
+        self._recover(spool)
         if spool.entry_count == 0:
-            _delete(spool)
+            _put_down(spool)
             return
         self._adopted.append(spool)
         _log.info(
@@ -270,8 +318,13 @@ def _spool_of(parcel: Parcel) -> Spool:
     return parcel.spool
 
 
+def _cells_of(path: Path) -> Path:
+    return path.with_suffix(".cells")
+
+
 def _put_down(spool: Spool) -> None:
-    if spool.entry_count == 0:
+    """Close a file; delete it if nothing is in it, nor in the file of cells that belongs to it."""
+    if spool.entry_count == 0 and not _cells_of(spool.path).exists():
         _delete(spool)
     else:
         spool.close()

@@ -40,19 +40,19 @@ class Parcel:
     """One request on its way out.
 
     Attributes:
-        entry: The request.
+        entries: The request; requests of events may go as one, as they may have been put one by one.
         spool: Where it lies; None: in memory.
     """
 
-    entry: Entry
+    entries: tuple[Entry, ...]
     spool: Spool | None = None
 
     @property
     def key(self) -> str:
         """Which kind of request."""
-        return self.entry.key
+        return self.entries[0].key
 
     @property
     def payload(self) -> bytes:
-        """The request's bytes."""
-        return self.entry.payload
+        """The request's bytes; messages that follow each other are one (Protocol Buffers, Encoding)."""
+        return b"".join(entry.payload for entry in self.entries)

@@ -1,10 +1,12 @@
 """Cells to spool, once per interval: what is in the spool is counted, what is not is kept."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
-from otel_metering._cells import CellBook
+from otel_metering._cell_file import CellFile, Header
+from otel_metering._cells import CellBook, Event, Reading, Series, slot_of
 from otel_metering._config import Settings
 from otel_metering._encode import (
     LOGS,
@@ -19,9 +21,14 @@ from otel_metering._export import Sender
 from otel_metering._global_meters import global_counters, mirror
 from otel_metering._guard import Problem, guarded, problems
 from otel_metering._modes import AnyOutbox
+from otel_metering._outbox import Outbox
 from otel_metering._parcel import gate
+from otel_metering._recovery import CELLS, spooled
 from otel_metering.clock import Clock
-from otel_metering.errors import UnavailableError
+from otel_metering.errors import ConfigurationError, UnavailableError
+
+_HELD_ROUNDS: Final = 100
+"""Of a millisecond each, in which threads finish the additions they are in the middle of."""
 
 SERVICE_INSTANCE_ID = "service.instance.id"
 
@@ -65,11 +72,21 @@ class Pipeline:
         self._resource = resource_of({**settings.resource, SERVICE_INSTANCE_ID: edges.new_id()})
         self._limits = Limits(max_points=settings.batch_size)
         self._read_until_ns = edges.clock.now_ns()
-        self._lock = threading.RLock()
-        self._is_flushing = False
+        self._cells = self._new_cell_file(outbox)
+        self._pause = threading.Event()
         self._is_stopping = False
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="otel-metering-flush", daemon=True)
+
+    def take_cells(self) -> None:
+        """Keep the cells of this process in a file from here on, if the settings say so."""
+        if self._cells is not None:
+            try:
+                self.outbox.open()  # its lock is what says that the process lives
+            except ConfigurationError as error:
+                problems.report(Problem.UNMAPPED_SERIES, error)
+                return
+        self._book.map_into(self._cells)
 
     def start(self) -> None:
         """Start both threads."""
@@ -86,40 +103,64 @@ class Pipeline:
             # This is a finalizer in the middle of a spool's own work. Another thread's flush may wait for
             # that spool, and this thread would wait for that flush.
             return False
-        with self._lock:
+        book = self._book
+        with book.lock:
             # Closed: the cells are the next pipeline's to read. Flushing: this is a signal handler that
             # interrupted a flush of its own thread; a second reading now would count twice.
-            if self._is_closed or self._is_flushing:
+            if self._is_closed or book.is_flushing:
                 return False
-            self._is_flushing = True
+            book.is_flushing = True
             try:
                 return self._flush()
             finally:
-                self._is_flushing = False
+                book.is_flushing = False
+
+    def write_event(self, event: Event) -> bool:
+        """Put `event` on disk before this returns.
+
+        Returns:
+            False: it is in memory, because the disk refused it, there is none, or this is a signal handler
+            or finalizer that interrupted a use of the spool; a flush follows at once.
+        """
+        if gate.is_mine() or self.settings.transport_mode == "global":
+            self._book.add_event(event)
+            self._book.pressure.set()
+            return False
+        if self._put(
+            [(LOGS, body) for body in encode_events([event], self._resource, self._limits)]
+        ):
+            if self.settings.transport_mode == "mirror":
+                with guarded:
+                    self._mirror({}, [event])
+            return True
+        self._book.add_event(event)
+        return False
 
     def stop(self, timeout_seconds: float) -> bool:
-        """End both threads and flush what is left; the outbox stays open. False: it did not fit."""
+        """End both threads and flush what is left; the outbox stays open.
+
+        Returns:
+            False: it did not fit. It is still in memory, or in the file of the cells.
+        """
         self._is_stopping = True
         self._book.pressure.set()
         if self._thread.is_alive():
             self._thread.join(timeout_seconds)
-        with self._lock:
-            is_flushed = self.flush()
-            self._is_closed = True
+        is_flushed = self._flush_last()
         self.sender.stop(timeout_seconds)
         return is_flushed
 
     def _run(self) -> None:
         while not self._is_stopping:
             self._book.pressure.wait(self.settings.flush_interval_seconds)
-            self._book.pressure.clear()
             try:
                 self.flush()
             except Exception as error:  # noqa: BLE001 -- top of the loop: a fault must not end flushing
                 problems.report(Problem.INTERNAL_ERRORS, error)
 
     def _flush(self) -> bool:
-        reading = self._book.read()
+        now_ns = self._clock.now_ns()
+        reading = self._book.read(self._cells)
         if self.settings.transport_mode == "global":
             self._book.confirm(reading)  # first: at most once
             with guarded:
@@ -129,26 +170,75 @@ class Pipeline:
         interval = Interval(
             start_ns=self._read_until_ns,
             # The clock may have been set back; an interval never is, or two of them could overlap.
-            end_ns=max(self._clock.now_ns(), self._read_until_ns + 1),
+            end_ns=max(now_ns, self._read_until_ns + 1),
         )
         usage = encode_usage(reading.deltas, interval, self._resource, self._limits)
         events = encode_events(reading.events, self._resource, self._limits)
         requests = [(METRICS, body) for body in usage] + [(LOGS, body) for body in events]
-        if requests and not self._put(requests):
-            return False
+        if requests:
+            if not self._put(requests, self._mark(reading, interval.end_ns)):
+                return False
+            if self._cells is not None:
+                self._cells.commit()
         self._book.confirm(reading)
         self._read_until_ns = interval.end_ns
         if self.settings.transport_mode == "mirror":
             with guarded:
-                mirror.add(
-                    reading.deltas, reading.events, max_series=self.settings.max_series_per_meter
-                )
+                self._mirror(reading.deltas, reading.events)
         self._book.tidy()
+        if self._cells is not None:
+            self._cells.tick(alive_ns=now_ns, read_until_ns=interval.end_ns)
         return True
 
-    def _put(self, requests: list[tuple[str, bytes]]) -> bool:
+    def _flush_last(self) -> bool:
+        """Flush, and leave no usage behind that only a file of cells has, or that it has twice."""
+        book, cells = self._book, self._cells
+        if cells is not None:
+            if book.is_kept_in(cells):
+                book.map_into(None)
+            for _ in range(_HELD_ROUNDS):
+                if not book.is_held(cells):
+                    break
+                self._pause.wait(0.001)
+        with book.lock:
+            is_flushed = self.flush()
+            self._is_closed = True
+            if cells is not None:
+                if not is_flushed:
+                    book.leave_to(cells)
+                cells.close(delete=is_flushed)
+        return is_flushed
+
+    def _mirror(self, deltas: Mapping[Series, int], events: Sequence[Event]) -> None:
+        mirror.add(deltas, events, max_series=self.settings.max_series_per_meter)
+
+    def _mark(self, reading: Reading, read_until_ns: int) -> list[tuple[bytes, bytes]]:
+        """What makes `reading` read once it is in the spool."""
+        cells = self._cells
+        if cells is None:
+            return []
+        flush = cells.mark(zip(map(slot_of, reading.cells), reading.totals, strict=True))
+        return [(CELLS, spooled(flush, read_until_ns))]
+
+    def _new_cell_file(self, outbox: AnyOutbox) -> CellFile | None:
+        settings = self.settings
+        # Without a disk there is no file either.
+        if not (settings.keeps_usage_at_once and isinstance(outbox, Outbox)):
+            return None
+        header = Header(
+            resource=self._resource.SerializeToString(),
+            read_until_ns=self._read_until_ns,
+            flush_interval_ns=round(settings.flush_interval_seconds * 1e9),
+        )
+        return CellFile(outbox.cells_path, header)
+
+    def _put(
+        self,
+        requests: list[tuple[str, bytes]],
+        states: Sequence[tuple[bytes, bytes]] = (),
+    ) -> bool:
         try:
-            self.outbox.put(requests)
+            self.outbox.put(requests, states)
         except UnavailableError as error:
             problems.report(Problem.FAILED_FLUSHES, f"usage stays in memory: {error}")
             return False

@@ -7,6 +7,7 @@ from typing import Final
 from weakref import WeakValueDictionary
 
 from otel_metering._cells import CellBook, Event, Local, check_event_id, series_of
+from otel_metering._cells import add as add_to
 from otel_metering._context import current
 from otel_metering._dimensions import Dimensions, dimensions_of
 from otel_metering._guard import guarded
@@ -26,11 +27,21 @@ class _Sink:
         local: The shards of `book`; None: not configured, usage is not counted.
         book: What is not in the spool yet.
         is_captured: Whether a test has the usage, and no pipeline.
+        writes_events_now: Whether each event is to be on disk before `record` returns.
         clock: Gives events their time.
         stopwatch_ns: Measures durations.
     """
 
-    __slots__ = ("_pipelines", "_write", "book", "clock", "is_captured", "local", "stopwatch_ns")
+    __slots__ = (
+        "_pipelines",
+        "_write",
+        "book",
+        "clock",
+        "is_captured",
+        "local",
+        "stopwatch_ns",
+        "writes_events_now",
+    )
 
     def __init__(self) -> None:
         self.local: Local | None = None
@@ -38,13 +49,21 @@ class _Sink:
         self.is_captured = False
         self.clock: Clock = SystemClock()
         self.stopwatch_ns: Callable[[], int] = stopwatch_ns
+        self.writes_events_now = False
         self._write: Callable[[Event], bool] | None = None
         # What `open` and `close` said last; differs from the above inside of `capture` only.
         self._pipelines: tuple[CellBook | None, Local | None] = (None, None)
 
-    def open(self, book: CellBook, write_event_now: Callable[[Event], bool] | None = None) -> None:
+    def open(
+        self,
+        book: CellBook,
+        write_event_now: Callable[[Event], bool] | None = None,
+        *,
+        writes_events_now: bool = False,
+    ) -> None:
         """Count in `book`; `write_event_now` takes an event to disk, or keeps it and says False."""
         self._write = write_event_now
+        self.writes_events_now = writes_events_now
         self._put((book, book.local))
 
     def close(self) -> None:
@@ -154,7 +173,10 @@ def record(
                 cell = local.shard.cells[(meter, tenant, tuple(attributes.items()))]
                 if cell.types is not None and cell.types != tuple(map(type, attributes.values())):
                     raise LookupError  # equal to the key of other usage: True, 1
-            cell.nanos += nanos
+            if cell.slot is None:
+                cell.nanos += nanos
+            else:
+                add_to(cell, nanos)
             return
     except Exception:  # noqa: BLE001, S110 -- a new cell, or something odd: the way below says which
         pass
@@ -181,7 +203,7 @@ def add_fixed(key: Fixed, nanos: int, tenant: str | None) -> None:
         if book is None:
             return
         cell = book.cell_under((key, tenant), key.meter, tenant, key.dimensions)
-    cell.nanos += nanos
+    add_to(cell, nanos)
 
 
 def add_varying(
@@ -197,12 +219,12 @@ def add_varying(
         return
     try:
         if not attributes:
-            local.shard.cells[(meter, tenant)].nanos += nanos
+            add_to(local.shard.cells[(meter, tenant)], nanos)
             return
         cell = local.shard.cells[(meter, tenant, tuple(attributes.items()))]
         if cell.types is not None and cell.types != tuple(map(type, attributes.values())):
             raise LookupError  # as in `record`
-        cell.nanos += nanos
+        add_to(cell, nanos)
         return
     except Exception:  # noqa: BLE001, S110 -- as in `record`
         pass
@@ -219,8 +241,7 @@ def add(
     """
     book = sink.book
     if book is not None and sink.local is not None:
-        cell = book.cell(meter, tenant, attributes)
-        cell.nanos += nanos
+        add_to(book.cell(meter, tenant, attributes), nanos)
 
 
 def _record_event(
@@ -239,7 +260,7 @@ def _record_event(
         event_id = str(uuid.uuid4())  # noqa: TID251 -- nothing is derived from it, nobody compares it
     series = series_of(meter, tenant, attributes)
     event = Event(sink.clock.now_ns(), series, to_nanos(quantity), check_event_id(event_id))
-    if is_urgent:
+    if is_urgent or sink.writes_events_now:
         sink.write_now(book, event)
     else:
         book.add_event(event)

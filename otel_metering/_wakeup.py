@@ -36,3 +36,4 @@ class Wakeup:
         """Return when it is set, and clear it, or when the time is up."""
         with suppress(queue.Empty):
             self._queue.get(timeout=timeout_seconds)
+        self.clear()

@@ -212,25 +212,40 @@ class Spool:
             UnavailableError: The disk refused.
         """
         with self._lock:
-            rows = self._read(
-                "SELECT id, key, payload, checksum FROM entries WHERE id > ? ORDER BY id LIMIT 1",
-                self._mark.dropped,
-            )
-            return self._entry(*rows[0]) if rows else None
+            return next(iter(self._oldest(1)), None)
 
-    def forget(self, entry: Entry) -> bool:
-        """`entry`, the oldest, is at its destination. Forgetting twice is harmless.
+    def first_together(self, key: str, *, max_entries: int, max_bytes: int) -> tuple[Entry, ...]:
+        """The oldest entry and, if `key` is its own, those of that key that follow it, within the bounds.
+
+        Raises:
+            UnavailableError: The disk refused.
+        """
+        found: list[Entry] = []
+        total = 0
+        with self._lock:
+            for entry in self._oldest(max_entries):
+                total += len(entry.payload)
+                if found and (entry.key != key or total > max_bytes):
+                    break
+                found.append(entry)
+                if entry.key != key:
+                    break
+        return tuple(found)
+
+    def forget(self, *entries: Entry) -> bool:
+        """`entries`, the oldest, are at their destination. Forgetting twice is harmless.
 
         Returns:
             Whether the file forgot it too. If the disk refused, it will with a later one.
         """
         with self._lock:
-            if entry.id > self._mark.dropped:
-                self._entry_count -= 1
-                self._byte_count -= len(entry.payload)
-                self._move_mark(dropped=entry.id)
+            for entry in entries:
+                if entry.id > self._mark.dropped:
+                    self._entry_count -= 1
+                    self._byte_count -= len(entry.payload)
+                    self._move_mark(dropped=entry.id)
             try:
-                self._write(*_deletion(entry.id))
+                self._write(*_deletion(entries[-1].id))
             except UnavailableError:
                 return False
             return True
@@ -293,6 +308,17 @@ class Spool:
         )
         if self._is_marked:
             write_mark(self._lock_fd, self._mark)
+
+    def _oldest(self, count: int) -> Iterator[Entry]:
+        # A cursor: what is not asked for is not read.
+        try:
+            for row in self._db.execute(
+                "SELECT id, key, payload, checksum FROM entries WHERE id > ? ORDER BY id LIMIT ?",
+                (self._mark.dropped, count),
+            ):
+                yield self._entry(*row)
+        except sqlite3.Error as error:
+            raise UnavailableError(f"the spool {self.path} cannot be read: {error}") from error
 
     def _last_id_of_next_batch(self, max_entries: int, max_bytes: int) -> int | None:
         last_id: int | None = None
