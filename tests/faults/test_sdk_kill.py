@@ -240,6 +240,28 @@ def test_forked_children_that_are_killed_lose_nothing_and_double_nothing(
     assert backend.total("idle") == 7
 
 
+def test_a_child_that_was_forked_in_the_middle_of_a_call_leaves_its_parents_file_alone(
+    backend: Backend, tmp_path: Path
+) -> None:
+    program = """
+        from otel_metering._cells import add
+        from otel_metering._lifecycle import _process
+        record("calls_0", 5, tenant="tenant_a")
+        held = _process._book.cell("calls_0", "tenant_a", None)
+        if os.fork() == 0:
+            add(held, 1000 * 10**9)
+            os._exit(0)
+        os.wait()
+        os.write(1, b"0 0\\n")
+        os.kill(os.getpid(), 9)
+    """
+    options = {"METERING_DURABILITY": "mmap", "METERING_BATCH_INTERVAL_SECONDS": "3600"}
+    kill_somewhere(start(program, tmp_path, options=options), 0)
+    deliver(backend, tmp_path, "mmap")
+
+    assert backend.total("calls_0") == 5
+
+
 def test_configurations_that_follow_each_other_lose_nothing_to_a_kill(
     backend: Backend, tmp_path: Path
 ) -> None:
