@@ -5,16 +5,14 @@ function, and an asynchronous one, when it is exhausted or closed.
 """
 
 import inspect
-import weakref
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
-from contextlib import suppress
-from contextvars import Token
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, Literal, NoReturn, Protocol, TypeVar, cast, overload
 
-from otel_metering._call import Call, Outcome, Plan, begin, new_plan
+from otel_metering._call import Outcome, Plan, begin, new_plan
 from otel_metering._cells import add as add_to
-from otel_metering._context import Holder, current
+from otel_metering._context import current
+from otel_metering._generators import metered_async_generator, metered_generator
 from otel_metering._guard import absorb, guarded
 from otel_metering._measure import Measurement
 from otel_metering._quantity import Quantity
@@ -151,9 +149,9 @@ def _decorated(function: Any, plan: Plan) -> Any:  # noqa: ANN401 -- of the type
             f"meter {plan.meter!r} cannot count {function!r}: decorate a function, or its __init__"
         )
     if _is(function, inspect.isasyncgenfunction):
-        return _metered_async_generator(function, plan)
+        return metered_async_generator(function, plan)
     if _is(function, inspect.isgeneratorfunction):
-        return _metered_generator(function, plan)
+        return metered_generator(function, plan)
     if _is(function, inspect.iscoroutinefunction):
         return _simple_coroutine(function, plan) if plan.is_simple else _coroutine(function, plan)
     return _simple_function(function, plan) if plan.is_simple else _function(function, plan)
@@ -272,142 +270,3 @@ def _coroutine(function: _Function, plan: Plan) -> _Function:
         return result
 
     return call
-
-
-def _metered_generator(function: _Function, plan: Plan) -> _Function:
-    # A function and no generator function: who pays is decided at the call, not at the first step.
-    @wraps(function)
-    def call(*args: object, **kwargs: object) -> object:
-        body = function(*args, **kwargs)
-        metered = begin(plan, args, kwargs)
-        if metered is None:
-            return body
-        metered.keep_tenant()
-        if not plan.is_enforced:
-            return _steps(body, metered, current.get())
-        metered.reserve()
-        steps = _steps(body, metered, current.get())
-        # One that is never started runs none of its code, also not at its end.
-        weakref.finalize(steps, metered.release).atexit = False
-        return steps
-
-    return call
-
-
-class _Turns:
-    """The body of a generator takes turns with its consumer; each has its own tenant.
-
-    Attributes:
-        duration_ns: How long the body's turns took.
-    """
-
-    __slots__ = ("_holder", "_started_ns", "_token", "duration_ns")
-
-    def __init__(self, holder: Holder) -> None:
-        self._holder = holder
-        self._token: Token[Holder] | None = None
-        self._started_ns = 0
-        self.duration_ns = 0
-
-    def __enter__(self) -> None:
-        self._token = current.set(self._holder)
-        self._started_ns = sink.stopwatch_ns()
-
-    def __exit__(self, *_: object) -> None:
-        self.duration_ns += sink.stopwatch_ns() - self._started_ns
-        # The body may have entered a block of its own, and is still in it at its next turn.
-        self._holder = current.get()
-        token, self._token = self._token, None
-        if token is not None:
-            # Of another context: an asynchronous body that is finalized while it waits for something.
-            with suppress(ValueError):
-                current.reset(token)
-
-
-def _steps(
-    body: Generator[Any, Any, Any], metered: Call, holder: Holder
-) -> Generator[Any, Any, Any]:
-    """What `yield from body` does (PEP 380), in turns."""
-    turns = _Turns(holder)
-    resume, value = body.send, None
-    try:
-        while True:
-            with turns:
-                item = resume(value)
-            try:
-                value = yield item
-                resume = body.send
-            except GeneratorExit:
-                with turns:
-                    body.close()
-                raise
-            except BaseException as error:  # noqa: BLE001 -- handed to the body
-                resume, value = body.throw, error
-    except StopIteration as stop:
-        with turns:
-            metered.end(stop.value, turns.duration_ns)
-        return stop.value
-    except GeneratorExit:
-        with turns:
-            metered.end(None, turns.duration_ns)
-        raise
-    except BaseException as error:
-        with turns:
-            metered.end(error, turns.duration_ns, is_error=True)
-        raise
-
-
-def _metered_async_generator(function: _Function, plan: Plan) -> _Function:
-    @wraps(function)
-    def call(*args: object, **kwargs: object) -> object:
-        body = function(*args, **kwargs)
-        metered = begin(plan, args, kwargs)
-        if metered is None:
-            return body
-        metered.keep_tenant()
-        return _async_steps(body, metered, current.get(), is_enforced=plan.is_enforced)
-
-    return call
-
-
-async def _async_steps(
-    body: AsyncGenerator[Any, Any], metered: Call, holder: Holder, *, is_enforced: bool
-) -> AsyncGenerator[Any, Any]:
-    """As `_steps`."""
-    if is_enforced:
-        await metered.reserve_async()
-    turns = _Turns(holder)
-    resume, value = body.asend, None
-    try:
-        while True:
-            with turns:
-                item = await resume(value)
-            try:
-                value = yield item
-                resume = body.asend
-            except GeneratorExit:
-                with turns:
-                    await _close(body)
-                raise
-            except BaseException as error:  # noqa: BLE001 -- handed to the body
-                resume, value = body.athrow, error
-    except StopAsyncIteration:
-        with turns:
-            metered.end(None, turns.duration_ns)
-    except GeneratorExit:
-        with turns:
-            metered.end(None, turns.duration_ns)
-        raise
-    except BaseException as error:
-        with turns:
-            metered.end(error, turns.duration_ns, is_error=True)
-        raise
-
-
-async def _close(body: AsyncGenerator[Any, Any]) -> None:
-    try:
-        await body.aclose()
-    except RuntimeError:
-        # A loop that ends closes all it knows of side by side, so also the body.
-        if not getattr(body, "ag_running", False):
-            raise
