@@ -137,7 +137,9 @@ class _Process:
         if self._has_hooks:
             return
         self._has_hooks = True
-        atexit.register(_at_exit)
+        # While what was there before is still there, e.g. the application's own MeterProvider; the last
+        # word has the handler of the import.
+        atexit.register(_flush_at_exit)
         os.register_at_fork(
             before=self.before_fork,
             after_in_parent=self.after_fork_in_parent,
@@ -292,3 +294,12 @@ def _settle(pipeline: Pipeline, timeout_seconds: float) -> bool:
 def _at_exit() -> None:
     with guarded:
         _process.stop(_LAST_CHANCE_SECONDS)
+
+
+def _flush_at_exit() -> None:
+    with guarded:
+        flush()
+
+
+# At import, so that it comes after the handlers of everything that was made later, which may count.
+atexit.register(_at_exit)

@@ -26,6 +26,7 @@ class Act(Enum):
     HANG_UP = "close the connection, take nothing"
     LOSE_ANSWER = "take it, then close the connection without an answer"
     HANG = "take it, then answer nothing for as long as the server runs"
+    HANG_UNREAD = "take nothing, answer nothing for as long as the server runs"
     REJECT_ONE = "take it, but say that one point was rejected"
     WARN = "take it, with a warning"
     NOT_OTLP = "answer 200 with a web page"
@@ -140,9 +141,9 @@ class _Handler(BaseHTTPRequestHandler):
         if act in _TAKING:
             is_gzip = self.headers.get("content-encoding") == "gzip"
             backend.take(self.path, gzip.decompress(body) if is_gzip else body)
-        if act is Act.HANG:
+        if act in (Act.HANG, Act.HANG_UNREAD):
             backend.stopped.wait(30)
-        if act in (Act.LOSE_ANSWER, Act.HANG, Act.HANG_UP):
+        if act in (Act.LOSE_ANSWER, Act.HANG, Act.HANG_UNREAD, Act.HANG_UP):
             self.close_connection = True
         else:
             self.answer(act)
