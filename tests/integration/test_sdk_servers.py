@@ -58,6 +58,13 @@ def app(environ, start_response):
     return [b"done"]
 """
 
+GUNICORN_CONFIGURATION: Final = """
+def post_worker_init(worker):
+    # From here on a worker understands signals; gunicorn kills one that was told to end before.
+    with open("workers", "a") as file:
+        print(worker.pid, file=file)
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
@@ -76,7 +83,12 @@ class Server:
     def __str__(self) -> str:
         """What stands in the list of tests."""
         shown = self.command
-        for part in (" app:app", " --port {port}", " -b 127.0.0.1:{port}", " --graceful-timeout 10"):
+        for part in (
+            " app:app",
+            " --port {port}",
+            " -b 127.0.0.1:{port}",
+            " --graceful-timeout 10",
+        ):
             shown = shown.replace(part, "")
         return f"{shown} {self.number.name}"
 
@@ -99,9 +111,7 @@ SERVERS = [
     Server(command=f"{GUNICORN} -w2 -k sync --preload", number=signal.SIGQUIT, imports=1),
     Server(command=f"{GUNICORN} -w2 -k gthread --preload", number=signal.SIGTERM, imports=1),
     Server(command=f"{GUNICORN} -w2 --max-requests 5", number=signal.SIGTERM, imports=None),
-    Server(
-        command=f"{GUNICORN} -w2 --max-requests 5 --preload", number=signal.SIGTERM, imports=1
-    ),
+    Server(command=f"{GUNICORN} -w2 --max-requests 5 --preload", number=signal.SIGTERM, imports=1),
     Server(command=f"{GUNICORN} -w2 -k gevent", number=signal.SIGTERM, imports=2),
     Server(command=f"{GUNICORN} -w2 -k gevent", number=signal.SIGINT, imports=2),
     Server(command=f"{GUNICORN} -w2 -k gevent --preload", number=signal.SIGTERM, imports=1),
@@ -117,7 +127,11 @@ class Running:
         self._log = folder / "log"
         self.app = folder / "app.py"
         self.app.write_text(ASGI if command.startswith("uvicorn") else WSGI)
+        self._workers = folder / "workers"
         self._imports.touch()
+        self._workers.touch()
+        self._wanted_workers = 2 if command.startswith("gunicorn") else 0
+        (folder / "gunicorn.conf.py").write_text(GUNICORN_CONFIGURATION)
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *command.format(port=self._port).split()],
@@ -140,6 +154,11 @@ class Running:
     def serve(self, count: int, *, after_imports: int = 1) -> None:
         """Once so many processes imported the application, send requests; each is answered."""
         eventually(self.imports, lambda imports: imports >= after_imports, seconds=40)
+        eventually(
+            lambda: len(self._workers.read_text().splitlines()),
+            lambda workers: workers >= self._wanted_workers,
+            seconds=40,
+        )
         eventually(self._listens, bool, seconds=40)
         with ThreadPoolExecutor(4) as pool:
             answers = list(pool.map(lambda _: self._ask(), range(count)))
