@@ -98,7 +98,7 @@ class _Process:
         self.lock = threading.RLock()
         problems.reset()
         if self.pipeline is not None:
-            self._inherited |= self.pipeline.outbox.abandon()
+            self._inherited |= self.pipeline.abandon()
             self.pipeline = None
         self._book = None
         if self.settings is not None:

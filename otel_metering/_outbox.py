@@ -289,6 +289,7 @@ def _folder_name(service_name: str) -> str:
 def _delete(spool: Spool) -> None:
     """Close and delete an empty spool; only its owner ever appends, so it stays empty."""
     spool.close()
-    for suffix in ("", "-wal", "-shm", ".lock"):
+    # The file itself last: as long as it is there, whoever looks for orphans finds it and goes on.
+    for suffix in ("-wal", "-shm", ".lock", ""):
         with contextlib.suppress(OSError):
             Path(f"{spool.path}{suffix}").unlink()

@@ -63,6 +63,8 @@ def deliver_rest(backend: Backend, spool_dir: Path) -> None:
         timeout_seconds=0.5,
     )
     is_delivered = otel_metering.flush(60.0, send=True)
+    stats = otel_metering.stats()
     otel_metering.shutdown()
-    assert is_delivered
-    assert list(spool_dir.glob("shop/*")) == []
+    assert is_delivered, stats
+    left = sorted(path.name for path in spool_dir.glob("shop/*"))
+    assert left == [], left

@@ -138,11 +138,16 @@ assert os.wait()[1] == 0
 
 def test_each_greenlet_counts_once(backend: Backend, tmp_path: Path) -> None:
     env = environment(backend.endpoint, tmp_path)
-    subprocess.run([sys.executable, "-c", GREENLETS], env=env, check=True, timeout=60)
+    program = [sys.executable, "-c", GREENLETS]
+    ended = subprocess.run(
+        program, env=env, check=True, timeout=60, stderr=subprocess.PIPE, text=True
+    )
 
+    assert "KeyError" not in ended.stderr
+
+    deliver_rest(backend, tmp_path)
     half = 110 * 20 * 2
     assert backend.totals() == {
         ("api.calls", "tenant_0"): half + 100,
         ("api.calls", "tenant_1"): half,
     }
-    assert list(tmp_path.glob("shop/*")) == []
