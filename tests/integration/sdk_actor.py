@@ -130,7 +130,8 @@ def main() -> None:
                 os._exit(0)
         # Who killed it waits for this line, after which all it held is free.
         os.waitpid(child, 0)
-        print("ended", flush=True)
+        sys.stdout.write("ended\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

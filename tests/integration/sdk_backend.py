@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from decimal import Decimal
 from enum import Enum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import repeat
 from typing import NamedTuple
 
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -47,11 +48,15 @@ class Point(NamedTuple):
 
 
 class Backend:
-    """What arrived. `script` says what happens to the next requests: an `Act` or an HTTP status each."""
+    """What arrived. `script` says what happens to the next requests: an `Act` or an HTTP status each.
+
+    `chance` says it for the ones after those.
+    """
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
         self.script: list[Act | int] = []
+        self.chance: Iterator[Act | int] = repeat(200)
         self.headers: list[dict[str, str]] = []
         self.points: list[Point] = []
         self.events: list[tuple[str, Decimal, dict[str, object]]] = []
@@ -137,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["content-length"]))
         with backend.lock:
             backend.headers.append({name.lower(): value for name, value in self.headers.items()})
-            act = backend.script.pop(0) if backend.script else 200
+            act = backend.script.pop(0) if backend.script else next(backend.chance)
         if act in _TAKING:
             is_gzip = self.headers.get("content-encoding") == "gzip"
             backend.take(self.path, gzip.decompress(body) if is_gzip else body)

@@ -21,7 +21,7 @@ _PRELUDE: Final = """
 import atexit, os, signal, sys, threading
 import otel_metering
 from otel_metering import record
-otel_metering.configure(service_name="shop", retry_initial_seconds=0.05)
+otel_metering.configure(service_name="shop", retry_initial_seconds=0.05, retry_max_seconds=0.2)
 """
 
 
@@ -60,7 +60,7 @@ def deliver_rest(backend: Backend, spool_dir: Path) -> None:
         flush_interval_seconds=3600.0,
         retry_initial_seconds=0.01,
         retry_max_seconds=0.05,
-        timeout_seconds=0.5,
+        timeout_seconds=0.2,
     )
     is_delivered = otel_metering.flush(60.0, send=True)
     stats = otel_metering.stats()
