@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Final
 
 import otel_metering
-from tests.integration.sdk_backend import Backend
 
 KILL_PROOF: Final[tuple[str, ...]] = ()
 """The values of `durability` under which a killed process loses nothing."""
@@ -51,11 +50,12 @@ def start(
     )
 
 
-def deliver_rest(backend: Backend, spool_dir: Path) -> None:
+def deliver_rest(endpoint: str, spool_dir: Path, *, api_key: str | None = None) -> None:
     """What the next process of the service does: deliver what is left, and leave nothing."""
     otel_metering.configure(
         service_name="shop",
-        endpoint=backend.endpoint,
+        endpoint=endpoint,
+        api_key=api_key,
         spool_dir=spool_dir,
         flush_interval_seconds=3600.0,
         retry_initial_seconds=0.01,

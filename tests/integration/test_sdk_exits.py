@@ -95,6 +95,22 @@ ENDS = [
         """,
         program="record('api.calls', 4, tenant='tenant_a')",
     ),
+    Exit(
+        how="importlib.reload of a module that configures",
+        before="""
+            import importlib, pathlib, sys, tempfile
+            folder = tempfile.TemporaryDirectory()
+            sys.path.insert(0, folder.name)
+            pathlib.Path(folder.name, "app.py").write_text(
+                "import otel_metering; otel_metering.configure(service_name='shop');"
+                "otel_metering.record('api.calls', 4, tenant='tenant_a')"
+            )
+            import app
+            importlib.reload(app)
+            importlib.reload(app)
+        """,
+        program="record('api.calls', 1, tenant='tenant_a')",
+    ),
     Exit(how="shutdown, then os._exit", program=COUNT + "otel_metering.shutdown(); os._exit(0)"),
 ]
 
@@ -132,7 +148,7 @@ def test_an_exit_does_not_wait_for_a_receiver_that(
     assert time.monotonic() - began < PROMPT_SECONDS
 
     backend.script = []
-    deliver_rest(backend, tmp_path)
+    deliver_rest(backend.endpoint, tmp_path)
 
     assert backend.totals() == {("api.calls", "tenant_a"): 13}
 
@@ -162,7 +178,7 @@ record('api.calls', 4, tenant='tenant_a')
         _end(process, row.number)
     assert process.returncode == row.status
 
-    deliver_rest(backend, tmp_path)
+    deliver_rest(backend.endpoint, tmp_path)
 
     expected = 17 if durability in KILL_PROOF else 13
     assert backend.totals() == {("api.calls", "tenant_a"): expected}

@@ -255,7 +255,7 @@ def test_what_a_parent_and_its_children_count_arrives_once(
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
 
-    deliver_rest(backend, tmp_path)
+    deliver_rest(backend.endpoint, tmp_path)
 
     expected = row.total + (row.rest if durability in KILL_PROOF else 0)
     assert backend.totals() == {("api.calls", "tenant_a"): expected}

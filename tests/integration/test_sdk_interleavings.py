@@ -194,7 +194,7 @@ class Interleavings(RuleBasedStateMachine):
         with self._backend.lock:
             self._backend.script.clear()
         for folder in self._folders:
-            deliver_rest(self._backend, folder)
+            deliver_rest(self._backend.endpoint, folder)
             shutil.rmtree(folder)
         assert self._backend.total(sdk_actor.METER) == self._safe
         assert self._ids() == self._safe_ids

@@ -221,7 +221,7 @@ def test_a_server_that_is_told_to_end_has_delivered_each_request_and_each_import
 
     assert row.imports in (None, server.imports())
     assert backend.totals() == totals_of(REQUESTS, server.imports())
-    deliver_rest(backend, tmp_path / "spool")
+    deliver_rest(backend.endpoint, tmp_path / "spool")
     assert backend.totals() == totals_of(REQUESTS, server.imports())
 
 
@@ -251,6 +251,6 @@ def test_a_hanging_receiver_does_not_cost_a_server_its_usage(
     assert backend.totals() == {}
 
     backend.script = []
-    deliver_rest(backend, tmp_path / "spool")
+    deliver_rest(backend.endpoint, tmp_path / "spool")
 
     assert backend.totals() == totals_of(REQUESTS, 2)
