@@ -82,6 +82,7 @@ def flaky_proxy(target: str, seed: int) -> Iterator[str]:
             thread.join()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("durability", DURABILITIES)
 def test_the_query_api_has_what_killed_processes_had_flushed(
     durability: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -43,6 +43,7 @@ for tick in range(ticks):
     threading.Event().wait(0.002)
     assert otel_metering.flush()
     print("flushed", total, flush=True)
+sys.stdin.read()
 """
 
 
@@ -84,6 +85,9 @@ class Worker:
         self._finish(-signal.SIGKILL)
 
     def end(self) -> None:
+        """Let it end, which it does once it has done all its ticks."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
         self._finish(0)
 
     def _finish(self, status: int) -> None:

@@ -127,7 +127,7 @@ def test_a_process_that_ends_has_delivered_everything(
     assert list(tmp_path.glob("shop/*")) == []
 
 
-FAULTS = {
+FAULTS: dict[str, list[Act | int] | None] = {
     "answers 503": [503] * 999,
     "answers nothing": [Act.HANG_UNREAD] * 999,
     "takes it and answers nothing": [Act.HANG] * 999,

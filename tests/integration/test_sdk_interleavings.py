@@ -243,7 +243,7 @@ def _run(actors: Actors, examples: int, steps: int) -> None:
 
 
 def test_any_interleaving_gives_the_totals_of_the_oracle(actors: Actors) -> None:
-    _run(actors, examples=25, steps=25)
+    _run(actors, examples=15, steps=25)
 
 
 @pytest.mark.long

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from tests.e2e.up import free_ports
 from tests.integration.sdk_backend import Act, Backend, running_backend
@@ -96,24 +97,32 @@ class Server:
 UVICORN: Final = "uvicorn --port {port} app:app"
 GUNICORN: Final = "gunicorn -b 127.0.0.1:{port} --graceful-timeout 10 app:app"
 
+
+def long(row: Server) -> ParameterSet:
+    """A row that differs from another by its signal alone."""
+    return pytest.param(row, marks=pytest.mark.long)
+
+
 SERVERS = [
     Server(command=UVICORN, number=signal.SIGTERM, imports=1),
     Server(command=UVICORN, number=signal.SIGINT, imports=1),
     Server(command=f"{UVICORN} --workers 2", number=signal.SIGTERM, imports=2),
     Server(command=f"{UVICORN} --workers 2", number=signal.SIGINT, imports=2),
     Server(command=f"{GUNICORN} -w2 -k sync", number=signal.SIGTERM, imports=2),
-    Server(command=f"{GUNICORN} -w2 -k sync", number=signal.SIGINT, imports=2),
+    long(Server(command=f"{GUNICORN} -w2 -k sync", number=signal.SIGINT, imports=2)),
     Server(command=f"{GUNICORN} -w2 -k sync", number=signal.SIGQUIT, imports=2),
     Server(command=f"{GUNICORN} -w2 -k gthread --threads 4", number=signal.SIGTERM, imports=2),
-    Server(command=f"{GUNICORN} -w2 -k gthread --threads 4", number=signal.SIGINT, imports=2),
-    Server(command=f"{GUNICORN} -w2 -k gthread --threads 4", number=signal.SIGQUIT, imports=2),
+    long(Server(command=f"{GUNICORN} -w2 -k gthread --threads 4", number=signal.SIGINT, imports=2)),
+    long(
+        Server(command=f"{GUNICORN} -w2 -k gthread --threads 4", number=signal.SIGQUIT, imports=2)
+    ),
     Server(command=f"{GUNICORN} -w2 -k sync --preload", number=signal.SIGTERM, imports=1),
-    Server(command=f"{GUNICORN} -w2 -k sync --preload", number=signal.SIGQUIT, imports=1),
+    long(Server(command=f"{GUNICORN} -w2 -k sync --preload", number=signal.SIGQUIT, imports=1)),
     Server(command=f"{GUNICORN} -w2 -k gthread --preload", number=signal.SIGTERM, imports=1),
     Server(command=f"{GUNICORN} -w2 --max-requests 5", number=signal.SIGTERM, imports=None),
     Server(command=f"{GUNICORN} -w2 --max-requests 5 --preload", number=signal.SIGTERM, imports=1),
     Server(command=f"{GUNICORN} -w2 -k gevent", number=signal.SIGTERM, imports=2),
-    Server(command=f"{GUNICORN} -w2 -k gevent", number=signal.SIGINT, imports=2),
+    long(Server(command=f"{GUNICORN} -w2 -k gevent", number=signal.SIGINT, imports=2)),
     Server(command=f"{GUNICORN} -w2 -k gevent --preload", number=signal.SIGTERM, imports=1),
 ]
 
