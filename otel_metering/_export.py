@@ -45,6 +45,11 @@ class Backoff:
         return max(pause * (0.5 + self.jitter() / 2), at_least)
 
 
+def rest_forever() -> None:
+    """End a greenlet that a fork copied: to end like a thread it would have to be one of the child's."""
+    threading.Event().wait()
+
+
 class Sender:
     """A thread that empties the outbox.
 
@@ -75,6 +80,7 @@ class Sender:
         self._adopt_at = 0.0
         self._has_adopted_once = False
         self._is_stopping = False
+        self._is_abandoned = False
         self._wake = Wakeup()  # also of a flush that a finalizer asks for
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="otel-metering-send", daemon=True)
@@ -118,6 +124,10 @@ class Sender:
         if self._thread.is_alive():
             self._thread.join(timeout_seconds)
 
+    def abandon(self) -> None:
+        """In a forked child: send nothing any more, and leave the parent's connection as it is."""
+        self._is_abandoned = self._is_stopping = True
+
     def _is_settled(self, target: int) -> bool:
         return (
             self._outbox.settled_count >= target
@@ -137,6 +147,8 @@ class Sender:
                 self._changed.notify_all()
             if pause > 0:
                 self._wake.wait(pause)
+        if self._is_abandoned:
+            rest_forever()
         self._destination.close()
 
     def _step(self) -> float:

@@ -9,6 +9,7 @@ import multiprocessing.process
 import multiprocessing.util
 import os
 import random
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Mapping
@@ -112,7 +113,7 @@ class _Process:
         problems.reset()
         mirror.reset()
         if self.pipeline is not None:
-            self._inherited |= self.pipeline.outbox.abandon()
+            self._inherited |= self.pipeline.abandon()
             self.pipeline = None
         if self._book is not None:
             self._book.unmap()
@@ -121,10 +122,23 @@ class _Process:
         if self.settings is not None:
             self._book = self._new_book(self.settings)
             self._open_sink(self._book, self.settings)
+        self._hook_into_pools()
 
     def after_multiprocessing_fork(self) -> None:
         # Such a child ends by os._exit, after its finalizers but without atexit.
-        multiprocessing.util.Finalize(None, _at_exit, exitpriority=0)
+        multiprocessing.util.Finalize(None, _at_exit_of_child, exitpriority=0)
+
+    def _hook_into_pools(self) -> None:
+        """Children of other makers end by os._exit as well; who uses them has imported them."""
+        billiard = sys.modules.get("billiard.util")
+        if billiard is not None:
+            billiard.register_after_fork(
+                self, lambda _: billiard.Finalize(None, _at_exit_of_child, exitpriority=0)
+            )
+        # Celery's pool is made of billiard's children, but they end without these finalizers.
+        celery = sys.modules.get("celery.signals")
+        if celery is not None:
+            celery.worker_process_shutdown.connect(_at_exit, weak=False)
 
     def _open_sink(self, book: CellBook, settings: Settings) -> None:
         sink.open(
@@ -178,6 +192,9 @@ class _Process:
         if self._has_hooks:
             return
         self._has_hooks = True
+        # While what was there before is still there, e.g. the application's own MeterProvider; the last
+        # word has the handler of the import.
+        atexit.register(_flush_at_exit)
         os.register_at_fork(
             before=self.before_fork,
             after_in_parent=self.after_fork_in_parent,
@@ -360,9 +377,32 @@ def _settle(pipeline: Pipeline, timeout_seconds: float) -> bool:
     return pipeline.sender.wait_until_sent(timeout_seconds, even_if_failing=False) and is_flushed
 
 
-def _at_exit() -> None:
+def _at_exit(**_signal: object) -> None:
     with guarded:
         _process.stop(_LAST_CHANCE_SECONDS)
+
+
+def _at_exit_of_child() -> None:
+    """Stop once the other threads have ended: these finalizers run before Python waits for them."""
+    with guarded:
+        me = threading.current_thread()
+        others = [one for one in threading.enumerate() if one is not me and not one.daemon]
+        if not others:
+            _at_exit()
+            return
+        flush()
+        threading.Thread(target=_stop_after, args=(others,), name="otel-metering-exit").start()
+
+
+def _stop_after(threads: list[threading.Thread]) -> None:
+    for thread in threads:
+        thread.join()
+    _at_exit()
+
+
+def _flush_at_exit() -> None:
+    with guarded:
+        flush()
 
 
 # Now and not when configured: the last to be registered is the first to be called, and an application's own

@@ -333,6 +333,7 @@ def _put_down(spool: Spool) -> None:
 def _delete(spool: Spool) -> None:
     """Close and delete an empty spool; only its owner ever appends, so it stays empty."""
     spool.close()
-    for suffix in ("", "-wal", "-shm", ".lock"):
+    # The file itself last: as long as it is there, whoever looks for orphans finds it and goes on.
+    for suffix in ("-wal", "-shm", ".lock", ""):
         with contextlib.suppress(OSError):
             Path(f"{spool.path}{suffix}").unlink()

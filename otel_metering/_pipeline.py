@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from otel_metering._cell_file import CellFile, Header
@@ -17,7 +18,7 @@ from otel_metering._encode import (
     encode_usage,
     resource_of,
 )
-from otel_metering._export import Sender
+from otel_metering._export import Sender, rest_forever
 from otel_metering._global_meters import global_counters, mirror
 from otel_metering._guard import Problem, guarded, problems
 from otel_metering._modes import AnyOutbox
@@ -76,6 +77,7 @@ class Pipeline:
         self._pause = threading.Event()
         self._is_stopping = False
         self._is_closed = False
+        self._is_abandoned = False
         self._thread = threading.Thread(target=self._run, name="otel-metering-flush", daemon=True)
 
     def take_cells(self) -> None:
@@ -150,6 +152,15 @@ class Pipeline:
         self.sender.stop(timeout_seconds)
         return is_flushed
 
+    def abandon(self) -> frozenset[Path]:
+        """In a forked child: do nothing any more; return the files this process must never open.
+
+        Threads end with the fork, but gevent's greenlets go on in the child.
+        """
+        self._is_abandoned = self._is_stopping = self._is_closed = True
+        self.sender.abandon()
+        return self.outbox.abandon()
+
     def _run(self) -> None:
         while not self._is_stopping:
             self._book.pressure.wait(self.settings.flush_interval_seconds)
@@ -157,6 +168,8 @@ class Pipeline:
                 self.flush()
             except Exception as error:  # noqa: BLE001 -- top of the loop: a fault must not end flushing
                 problems.report(Problem.INTERNAL_ERRORS, error)
+        if self._is_abandoned:
+            rest_forever()
 
     def _flush(self) -> bool:
         now_ns = self._clock.now_ns()

@@ -297,6 +297,8 @@ class Spool:
         is kept, unused, until the process ends. Only the child's hold on the lock is given up.
         """
         _ABANDONED.append(self._db)
+        self._db = sqlite3.connect(":memory:")
+        self._db.close()  # so that whatever still has this spool cannot use it
         os.close(self._lock_fd)
         self._lock_fd = -1
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from decimal import Decimal
 from enum import Enum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ class Act(Enum):
     HANG_UP = "close the connection, take nothing"
     LOSE_ANSWER = "take it, then close the connection without an answer"
     HANG = "take it, then answer nothing for as long as the server runs"
+    HANG_UNREAD = "take nothing, answer nothing for as long as the server runs"
     REJECT_ONE = "take it, but say that one point was rejected"
     WARN = "take it, with a warning"
     NOT_OTLP = "answer 200 with a web page"
@@ -52,6 +54,8 @@ class Point(NamedTuple):
 class Backend:
     """What arrived. `script` says what happens to the next requests: an `Act` or an HTTP status each.
 
+    `chance` says it for the ones after those.
+
     Attributes:
         poison: A request with these bytes is answered 500 each time.
     """
@@ -60,6 +64,7 @@ class Backend:
         self.endpoint = endpoint
         self.script: list[Act | int] = []
         self.poison: bytes | None = None
+        self.chance: Iterator[Act | int] = repeat(200)
         self.headers: list[dict[str, str]] = []
         self.points: list[Point] = []
         self.events: list[tuple[str, Decimal, dict[str, object]]] = []
@@ -161,14 +166,14 @@ class _Handler(BaseHTTPRequestHandler):
             body = gzip.decompress(body)
         with backend.lock:
             backend.headers.append({name.lower(): value for name, value in self.headers.items()})
-            act = backend.script.pop(0) if backend.script else 200
+            act = backend.script.pop(0) if backend.script else next(backend.chance)
         if backend.poison is not None and backend.poison in body:
             act = 500
         if act in TAKING:
             backend.take(self.path, body)
-        if act is Act.HANG:
+        if act in (Act.HANG, Act.HANG_UNREAD):
             backend.stopped.wait(30)
-        if act in (Act.LOSE_ANSWER, Act.HANG, Act.HANG_UP):
+        if act in (Act.LOSE_ANSWER, Act.HANG, Act.HANG_UNREAD, Act.HANG_UP):
             self.close_connection = True
         else:
             self.answer(act)
