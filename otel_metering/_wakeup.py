@@ -13,27 +13,31 @@ class Wakeup:
     """
 
     def __init__(self) -> None:
-        # By its module, where gevent puts its own.
-        self._queue: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._is_set = False
+        self._queue: queue.SimpleQueue[None] | None = None
 
     def is_set(self) -> bool:
-        """Whether it was set since it was last waited for or cleared."""
-        return not self._queue.empty()
+        """Whether it was set since it was last waited for."""
+        return self._is_set
 
     def set(self) -> None:
         """Wake the thread that waits, or is about to."""
-        if self._queue.empty():
-            self._queue.put(None)
-
-    def clear(self) -> None:
-        """Forget that it was set."""
-        # As many as there are: what is set from now on is not to be missed, nor to keep this busy.
-        for _ in range(self._queue.qsize()):
-            with suppress(queue.Empty):
-                self._queue.get_nowait()
+        # In this order: who begins to wait makes the queue, and then looks.
+        self._is_set = True
+        waited_for = self._queue
+        if waited_for is not None and waited_for.empty():
+            waited_for.put(None)
 
     def wait(self, timeout_seconds: float) -> None:
         """Return when it is set, and clear it, or when the time is up."""
+        if self._queue is None:
+            # Not before, and by its module: gevent may have put its own there since this was made.
+            self._queue = queue.SimpleQueue()
         with suppress(queue.Empty):
-            self._queue.get(timeout=timeout_seconds)
-        self.clear()
+            if not self._is_set:
+                self._queue.get(timeout=timeout_seconds)
+        # First: what is set from now on is not to be missed.
+        self._is_set = False
+        for _ in range(self._queue.qsize()):
+            with suppress(queue.Empty):
+                self._queue.get_nowait()

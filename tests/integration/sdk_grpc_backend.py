@@ -28,14 +28,14 @@ class GrpcBackend(Backend):
             act = self.codes.pop(0) if self.codes else 200
         if act in TAKING:
             self.take("/v1/metrics" if "MetricsService" in method else "/v1/logs", body)
-        if act is Act.HANG:
+        if act in (Act.HANG, Act.HANG_UNREAD):
             context.add_callback(self.stopped.set)
             self.stopped.wait(30)
             self.stopped.clear()
         context.set_trailing_metadata(self.trailers)
         if isinstance(act, grpc.StatusCode):
             context.abort(act, "as told")
-        if act in (Act.HANG_UP, Act.LOSE_ANSWER, Act.HANG):
+        if act in (Act.HANG_UP, Act.LOSE_ANSWER, Act.HANG, Act.HANG_UNREAD):
             context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
         return response_of(act)
 

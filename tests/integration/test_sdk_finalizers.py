@@ -124,7 +124,6 @@ def test_many_events_that_are_recorded_while_the_flusher_looks_for_them_do_not_h
     def look() -> None:
         for _ in range(3):
             book.pressure.wait(0.001)
-            book.pressure.clear()
             book.pressure.set()
 
     def work() -> None:
@@ -140,7 +139,6 @@ def test_what_is_set_before_and_while_a_thread_waits_wakes_it() -> None:
     wakeup.set()
     wakeup.set()
     assert ends(lambda: wakeup.wait(1000))
-    wakeup.clear()
     assert not wakeup.is_set()
 
     waiting = threading.Thread(target=wakeup.wait, args=(1000,), daemon=True)
