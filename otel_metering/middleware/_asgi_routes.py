@@ -35,16 +35,18 @@ def route_of(scope: Mapping[str, Any]) -> str | None:
 def _last_template(scope: Mapping[str, Any]) -> str | None:
     """The template of the innermost route, without the mounts that led to it."""
     route = scope.get("route")
-    context = scope["fastapi"].get("effective_route_context") if "fastapi" in scope else None
+    known = scope.get("fastapi")
+    context = None if known is None else known.get("effective_route_context")
     if context is not None:
         # FastAPI: the route of an included router does not know the router's prefix.
         own = getattr(context, "starlette_route", None) or context
         if route is None or getattr(context, "original_route", None) is route:
             return None if _is_mount(own) else getattr(own, "path_format", None)
-    if _is_mount(route):
+    template: str | None = getattr(route, "path_format", None)
+    if template is not None and template.endswith(_REST) and _is_mount(route):
         # What is mounted is opaque, such as static files; else it would have had a route, or had none.
         return None if getattr(route, "routes", None) else _REST
-    return getattr(route, "path_format", None)
+    return template
 
 
 def _is_mount(route: object) -> bool:

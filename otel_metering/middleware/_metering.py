@@ -129,13 +129,20 @@ class Metering:
             holder, is_outermost = RequestHolder(outer), True
         holder.requests.append(request)
         exchange = Exchange(self, request, holder, is_outermost=is_outermost)
-        with guarded:
-            self._identify(holder, request)
+        # Claims first: a source that fails must not make others count as well.
         with guarded:
             if self.meters and not (self.exclude and self.exclude.fullmatch(request.path)):
                 exchange.claim(self.meters)
-        with guarded:
-            _mark_span(holder, is_outermost=is_outermost)
+            span = trace.get_current_span()
+            is_recording = span.is_recording()
+            if is_recording:
+                if is_outermost:
+                    holder.span = span
+                if holder.claimed:
+                    claim_span(span, holder.claimed)
+            self._identify(holder, request)
+            if is_recording and holder.tenant is not None:
+                span.set_attribute(TENANT_ID, holder.tenant)
         return exchange
 
     def dimensions(self, method: str, route: str | None, status: int | None) -> dict[str, str]:
@@ -281,7 +288,10 @@ class Exchange:
 
     def _count(self) -> None:
         holder, metering, meters = self.holder, self._metering, self.meters
-        attributes = self._attributes()
+        method = self._request.method
+        attributes: Mapping[str, object] = metering.dimensions(method, self._route(), self.status)
+        if metering.attributes is not None:
+            attributes = self._extended(attributes, metering.attributes)
         # Code of the application may have another tenant current for a part of its work.
         token = None if current.get() is holder else current.set(holder)
         try:
@@ -291,8 +301,10 @@ class Exchange:
                 size = self._request_size()
                 if size:
                     record(metering.request_bytes, size, attributes=attributes)
-            if metering.response_bytes in meters and self._has_response_body():
-                record(metering.response_bytes, self.response_bytes, attributes=attributes)
+            if metering.response_bytes in meters:
+                size = 0 if method == "HEAD" else self.response_bytes
+                if size and self.status not in _WITHOUT_BODY:
+                    record(metering.response_bytes, size, attributes=attributes)
         finally:
             if token is not None:
                 current.reset(token)
@@ -311,13 +323,11 @@ class Exchange:
             record(meter, attributes=attributes)
             leases.settle(grant, NANOS_PER_UNIT)
 
-    def _attributes(self) -> Mapping[str, object]:
-        request, metering = self._request, self._metering
-        dimensions = metering.dimensions(request.method, self._route(), self.status)
-        if metering.attributes is None:
-            return dimensions
+    def _extended(
+        self, dimensions: Mapping[str, object], attributes: Attributes
+    ) -> Mapping[str, object]:
         with guarded:
-            return {**dimensions, **metering.attributes(request, self.status)}
+            return {**dimensions, **attributes(self._request, self.status)}
         return dimensions
 
     def _route(self) -> str | None:
@@ -341,25 +351,6 @@ class Exchange:
         if length is None or not length.isdecimal() or self._request.header("expect") is not None:
             return self.request_bytes
         return max(self.request_bytes, int(length))
-
-    def _has_response_body(self) -> bool:
-        return (
-            self.response_bytes > 0
-            and self._request.method != "HEAD"
-            and self.status not in _WITHOUT_BODY
-        )
-
-
-def _mark_span(holder: RequestHolder, *, is_outermost: bool) -> None:
-    span = trace.get_current_span()
-    if not span.is_recording():
-        return
-    if is_outermost:
-        holder.span = span
-    if holder.tenant is not None:
-        span.set_attribute(TENANT_ID, holder.tenant)
-    if holder.claimed:
-        claim_span(span, holder.claimed)
 
 
 def _source_of(tenant: Source | Sequence[Source] | None, tenant_header: str | None) -> Source:

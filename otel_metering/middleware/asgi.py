@@ -6,6 +6,7 @@ Pure ASGI, so that it adds a few microseconds and streaming, cancellation and co
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import lru_cache
 from typing import Any, Final, Unpack
 
 from otel_metering._context import current
@@ -57,60 +58,32 @@ class MeteringMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
         kind = scope["type"]
-        if kind == "http" or kind == "websocket":
-            await self._serve(scope, receive, send)
-        elif kind == "lifespan":
-            await _Lifespan(receive, send).run(self._app, scope)
-        else:
-            await self._app(scope, receive, send)
-
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if kind not in _MEASURED:
+            if kind == "lifespan":
+                await _Lifespan(receive, send).run(self._app, scope)
+            else:
+                await self._app(scope, receive, send)
+            return
+        metering = self._metering
         request = AsgiRequest(scope)
-        if self._metering.is_blocking:
-            exchange = await asyncio.to_thread(self._metering.open, request)
+        if metering.is_blocking:
+            exchange = await asyncio.to_thread(metering.open, request)
         else:
-            exchange = self._metering.open(request)
+            exchange = metering.open(request)
         token = current.set(exchange.holder)
         try:
             if not exchange.meters:
                 await self._app(scope, receive, send)
-            elif scope["type"] == "http":
-                await self._answer(exchange, scope, receive, send)
-            else:
-                await self._talk(exchange, scope, receive, send)
+            elif not (exchange.asks and await _is_refused(exchange, scope, receive, send)):
+                measured = _MEASURED[kind](exchange, receive, send)
+                await self._app(scope, measured.receive, measured.send)
+                exchange.fail()
+        except Exception:
+            exchange.fail()
+            raise
         finally:
             exchange.close()
             current.reset(token)
-
-    async def _answer(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
-        denial = await exchange.take_async() if exchange.asks else None
-        if denial is not None:
-            await _refuse(denial, send, "http")
-            return
-        measured = _Http(exchange, receive, send)
-        try:
-            await self._app(scope, measured.receive, measured.send)
-        except Exception:
-            exchange.fail()
-            raise
-        exchange.fail()
-
-    async def _talk(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
-        denial = await exchange.take_async() if exchange.asks else None
-        if denial is not None:
-            await receive()  # the handshake, which an answer follows
-            if "websocket.http.response" in (scope.get("extensions") or ()):
-                await _refuse(denial, send, "websocket.http")
-            else:
-                await send({"type": "websocket.close", "code": _TRY_AGAIN_LATER})
-            return
-        measured = _Websocket(exchange, receive, send)
-        try:
-            await self._app(scope, measured.receive, measured.send)
-        except Exception:
-            exchange.fail()
-            raise
-        exchange.fail()
 
 
 class AsgiRequest(Request):
@@ -120,7 +93,7 @@ class AsgiRequest(Request):
 
     def header(self, name: str) -> str | None:
         """The value of a header, None if it was not sent; repeated ones are joined by commas."""
-        wanted = name.lower().encode("latin-1")
+        wanted = _wire_name(name)
         found: bytes | None = None
         for key, value in self.native["headers"]:
             if key == wanted:
@@ -143,6 +116,11 @@ class AsgiRequest(Request):
     def route(self) -> str | None:
         """The template that Starlette, FastAPI or Litestar found, mounts included."""
         return route_of(self.native)
+
+
+@lru_cache(256)
+def _wire_name(name: str) -> bytes:
+    return name.lower().encode("latin-1")
 
 
 class _Http:
@@ -236,12 +214,34 @@ class _Websocket:
             exchange.count()
 
 
+_MEASURED: Final[dict[str, type[_Http] | type[_Websocket]]] = {
+    "http": _Http,
+    "websocket": _Websocket,
+}
+
+
 def _size_of(message: Message) -> int:
     data = message.get("bytes")
     if data is not None:
         return len(data)
     text = message.get("text") or ""
     return len(text) if text.isascii() else len(text.encode())
+
+
+async def _is_refused(exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> bool:
+    """Ask the quota, and answer in place of the application if it denies the request."""
+    denial = await exchange.take_async()
+    if denial is None:
+        return False
+    if scope["type"] == "http":
+        await _refuse(denial, send, "http")
+        return True
+    await receive()  # the handshake, which an answer follows
+    if "websocket.http.response" in (scope.get("extensions") or ()):
+        await _refuse(denial, send, "websocket.http")
+    else:
+        await send({"type": "websocket.close", "code": _TRY_AGAIN_LATER})
+    return True
 
 
 async def _refuse(denial: Denial, send: Send, kind: str) -> None:

@@ -160,6 +160,45 @@ def test_a_client_that_left_before_the_answer_is_counted_without_a_status(
     assert counted.usage() == {("requests", None, "POST - -"): 1, ("bytes.in", None, "POST - -"): 2}
 
 
+def test_what_is_sent_to_a_client_that_left_is_not_counted(counted: Counted) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"seen", "more_body": True})
+        assert await receive() == {"type": "http.disconnect"}
+        await send({"type": "http.response.body", "body": b"dropped by the server"})
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        return
+
+    asyncio.run(MeteringMiddleware(app, **ALL)(scope_of("GET", "/"), receive, send))
+
+    assert counted.usage() == {
+        ("requests", None, "GET - 2xx"): 1,
+        ("bytes.out", None, "GET - 2xx"): len("seen"),
+    }
+
+
+def test_what_the_server_fails_to_send_is_not_counted(counted: Counted) -> None:
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        if message.get("body") == b"de":
+            raise OSError("the client left")
+
+    middleware = MeteringMiddleware(reads_and_answers, **ALL)
+    with pytest.raises(OSError, match="left"):
+        asyncio.run(middleware(scope_of("GET", "/"), receive, send))
+
+    assert counted.usage() == {
+        ("requests", None, "GET - 2xx"): 1,
+        ("bytes.out", None, "GET - 2xx"): len("abc"),
+    }
+
+
 def test_a_request_that_is_cancelled_is_counted(counted: Counted) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         raise asyncio.CancelledError
