@@ -6,8 +6,8 @@ share the outermost one's holder, and a meter is counted by the first that claim
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Literal, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal
 
 from opentelemetry import trace
 
@@ -21,6 +21,7 @@ from otel_metering.contract.event import check_name, is_valid_name
 from otel_metering.errors import ConfigurationError, InvalidUsageError, QuotaExceededError
 from otel_metering.middleware._denial import Denial, denial_of
 from otel_metering.middleware._request import Request
+from otel_metering.middleware.options import Attributes
 from otel_metering.middleware.tenants import Source, first, header, is_blocking
 
 METHOD: Final = "http.request.method"
@@ -39,36 +40,6 @@ _WITHOUT_BODY: Final = frozenset({204, 304})
 """RFC 9110, 6.4.1: whatever an application says there, the client sees no body."""
 
 _MAX_KNOWN_DIMENSIONS: Final = 4096
-
-Attributes = Callable[[Request, int | None], Mapping[str, object]]
-
-
-class MeteringOptions(TypedDict, total=False):
-    """What every middleware can be told.
-
-    Attributes:
-        tenant: Where a request says whose it is: a source of `otel_metering.middleware.tenants`, any
-            function of a `Request`, or several of them, of which the first that knows decides
-            [the header x-tenant-id].
-        tenant_header: The same as `tenant=header(...)`.
-        requests: Meter that counts each request, e.g. "http.requests" [none].
-        request_bytes: Meter that counts the bytes of request bodies, and of messages from websockets [none].
-        response_bytes: Meter that counts the bytes of response bodies, and of messages to websockets [none].
-        quota: "enforce" asks before each request whether `requests` may count one more for the tenant,
-            and answers 429 if not [never asks].
-        attributes: Dimensions beside method, route and status class: a function of the request and its
-            status, None if there is none.
-        exclude: Regular expressions; a request whose whole path matches one is not counted.
-    """
-
-    tenant: Source | Sequence[Source] | None
-    tenant_header: str | None
-    requests: str | None
-    request_bytes: str | None
-    response_bytes: str | None
-    quota: Literal["enforce"] | None
-    attributes: Attributes | None
-    exclude: Sequence[str]
 
 
 class RequestHolder(Holder):

@@ -14,8 +14,9 @@ from otel_metering._guard import guarded
 from otel_metering._lifecycle import settle
 from otel_metering.middleware._asgi_routes import route_of
 from otel_metering.middleware._denial import STATUS, Denial
-from otel_metering.middleware._metering import Exchange, Metering, MeteringOptions
+from otel_metering.middleware._metering import Exchange, Metering
 from otel_metering.middleware._request import Request
+from otel_metering.middleware.options import MeteringOptions
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -45,7 +46,7 @@ class MeteringMiddleware:
 
     Args:
         app: The application.
-        options: See `MeteringOptions`.
+        options: See `otel_metering.middleware.options.MeteringOptions`.
 
     Raises:
         ConfigurationError: An option cannot be used; the message names it.

@@ -32,7 +32,8 @@ class MeteringMiddleware:
         get_response: The rest of the application.
 
     Raises:
-        ConfigurationError: `OTEL_METERING`, a dict as described in `MeteringOptions`, cannot be used.
+        ConfigurationError: `OTEL_METERING`, a dict as `otel_metering.middleware.options.MeteringOptions`
+            describes it, cannot be used.
     """
 
     sync_capable = True

@@ -4,8 +4,8 @@ from typing import Any, Unpack
 
 from flask import Flask
 
-from otel_metering.middleware._metering import MeteringOptions
 from otel_metering.middleware._request import EnvironRequest
+from otel_metering.middleware.options import MeteringOptions
 from otel_metering.middleware.wsgi import MeteringMiddleware
 
 
@@ -17,7 +17,7 @@ class Metering:
 
     Args:
         app: The application, or None: `init_app` says it.
-        options: See `MeteringOptions`.
+        options: See `otel_metering.middleware.options.MeteringOptions`.
 
     Raises:
         ConfigurationError: An option cannot be used; the message names it.
@@ -37,7 +37,7 @@ class Metering:
         if "otel_metering" in app.extensions:
             return
         middleware = MeteringMiddleware(app.wsgi_app, **self._options)
-        middleware.request_class = _request_class(app)
+        middleware._request_class = _request_class(app)
         app.extensions["otel_metering"] = self
         app.wsgi_app = middleware  # type: ignore[method-assign] # Flask's way to wrap an application
 

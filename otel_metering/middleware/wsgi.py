@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from otel_metering._context import current
 from otel_metering.middleware._denial import Denial
-from otel_metering.middleware._metering import Exchange, Metering, MeteringOptions
+from otel_metering.middleware._metering import Exchange, Metering
 from otel_metering.middleware._request import EnvironRequest
+from otel_metering.middleware.options import MeteringOptions
 
 if TYPE_CHECKING:
     from wsgiref.types import InputStream, StartResponse, WSGIApplication, WSGIEnvironment
@@ -29,14 +30,13 @@ class MeteringMiddleware:
 
     Args:
         app: The application.
-        options: See `MeteringOptions`.
+        options: See `otel_metering.middleware.options.MeteringOptions`.
 
     Raises:
         ConfigurationError: An option cannot be used; the message names it.
     """
 
-    request_class: type[EnvironRequest] = EnvironRequest
-    """What a source of tenants is given."""
+    _request_class: type[EnvironRequest] = EnvironRequest  # what a source of tenants is given
 
     def __init__(self, app: "WSGIApplication", **options: Unpack[MeteringOptions]) -> None:
         self._app = app
@@ -46,7 +46,7 @@ class MeteringMiddleware:
         self, environ: "WSGIEnvironment", start_response: "StartResponse"
     ) -> Iterable[bytes]:
         """Handle one request."""
-        exchange = self._metering.open(self.request_class(environ))
+        exchange = self._metering.open(self._request_class(environ))
         try:
             denial = exchange.take() if exchange.asks else None
             if denial is not None:

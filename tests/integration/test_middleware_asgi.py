@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import jwt
@@ -179,6 +180,17 @@ def test_what_is_sent_to_a_client_that_left_is_not_counted(counted: Counted) -> 
         ("requests", None, "GET - 2xx"): 1,
         ("bytes.out", None, "GET - 2xx"): len("seen"),
     }
+
+
+def test_a_file_that_the_server_sends_itself_is_counted(counted: Counted) -> None:
+    # The extension http.response.pathsend of ASGI.
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.pathsend", "path": __file__})
+
+    get(MeteringMiddleware(app, response_bytes="bytes.out"), "/")
+
+    assert counted.totals() == {("bytes.out", None): Path(__file__).stat().st_size}
 
 
 def test_what_the_server_fails_to_send_is_not_counted(counted: Counted) -> None:

@@ -16,7 +16,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Host, Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from otel_metering import set_tenant
+from otel_metering import current_tenant, set_tenant
 from otel_metering._context import claimed_by, current
 from otel_metering.middleware.asgi import MeteringMiddleware, Receive, Scope, Send
 from tests.integration.web import (
@@ -246,6 +246,7 @@ def test_a_worker_that_a_request_started_serves_requests_of_its_own(counted: Cou
         async def goes_on() -> None:
             await is_over.wait()
             await call(own, scope_of("GET", "/", x_tenant_id="second"))
+            assert current_tenant() == "first"
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             tasks.append(asyncio.create_task(goes_on()))
