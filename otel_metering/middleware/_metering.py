@@ -41,6 +41,9 @@ _WITHOUT_BODY: Final = frozenset({204, 304})
 
 _MAX_KNOWN_DIMENSIONS: Final = 4096
 
+_MAX_MIDDLEWARES: Final = 8
+"""On one request that are asked for its route; a websocket may make requests of its own for days."""
+
 
 class RequestHolder(Holder):
     """The tenant of a request, shared by all its middlewares.
@@ -98,7 +101,8 @@ class Metering:
             holder, is_outermost = outer, False
         else:
             holder, is_outermost = RequestHolder(outer), True
-        holder.requests.append(request)
+        if len(holder.requests) < _MAX_MIDDLEWARES:
+            holder.requests.append(request)
         exchange = Exchange(self, request, holder, is_outermost=is_outermost)
         # Claims first: a source that fails must not make others count as well.
         with guarded:

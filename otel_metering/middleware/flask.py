@@ -29,16 +29,17 @@ class Metering:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
-        """Meter `app`; once, however often it is called for it.
+        """Meter `app`; once, however often this is called for it.
 
         Raises:
             ConfigurationError: An option cannot be used; the message names it.
         """
-        if "otel_metering" in app.extensions:
+        installed = app.extensions.setdefault("otel_metering", [])
+        if self in installed:
             return
         middleware = MeteringMiddleware(app.wsgi_app, **self._options)
         middleware._request_class = _request_class(app)
-        app.extensions["otel_metering"] = self
+        installed.append(self)
         app.wsgi_app = middleware  # type: ignore[method-assign] # Flask's way to wrap an application
 
 

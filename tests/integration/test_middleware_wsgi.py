@@ -138,14 +138,17 @@ def test_a_request_is_counted_by_the_rule_of_flask(
 
 
 def test_an_application_is_metered_once_however_often_it_is_asked_for(counted: Counted) -> None:
-    app = shop(requests="requests")
-    metering = Metering(requests="requests")
+    app = shop(requests="requests", tenant=lambda _: None)
+    metering = Metering(requests="requests", response_bytes="bytes.out", tenant_header="x-t")
     metering.init_app(app)
+    served = app.wsgi_app
     metering.init_app(app)
 
-    app.test_client().get("/").close()
+    assert app.wsgi_app is served
+    app.test_client().get("/", headers={"x-t": "acme"}).close()
 
-    assert counted.totals() == {("requests", None): 1}
+    # Another extension's options hold as well.
+    assert counted.totals() == {("requests", "acme"): 1, ("bytes.out", "acme"): 2}
 
 
 def used(
