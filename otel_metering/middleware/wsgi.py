@@ -62,11 +62,12 @@ class MeteringMiddleware:
                 exchange.fail()
             exchange.close()
             raise
-        return (
-            _SizedBody(chunks, exchange)
-            if isinstance(chunks, (list, tuple))
-            else _Body(chunks, exchange)
-        )
+        if not isinstance(chunks, (list, tuple)):
+            return _Body(chunks, exchange)
+        if exchange.meters:
+            return _SizedBody(chunks, exchange)
+        exchange.close()  # nothing runs any more
+        return chunks
 
     def _run(
         self, exchange: Exchange, environ: "WSGIEnvironment", start_response: "StartResponse"

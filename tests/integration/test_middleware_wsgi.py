@@ -305,6 +305,18 @@ def test_what_is_streamed_runs_for_the_request_and_nothing_else_does(counted: Co
     assert counted.totals() == {("requests", "acme"): 1, ("bytes.out", "acme"): 2}
 
 
+def test_a_tenant_alone_leaves_finished_responses_as_they_are() -> None:
+    chunks = [b"12", b"345"]
+    seen: list[str | None] = []
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        seen.append(current_tenant())
+        return chunks
+
+    assert MeteringMiddleware(app)(environ_of(HTTP_X_TENANT_ID="acme"), lambda *_: print) is chunks
+    assert (seen, current.get()) == (["acme"], NOBODY)
+
+
 @pytest.mark.parametrize("is_late", [False, True])
 def test_an_application_that_raises_is_counted_as_the_500_of_the_server(
     is_late: bool, counted: Counted
