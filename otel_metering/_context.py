@@ -7,6 +7,7 @@ holder, and so sees a tenant that an authentication step found out later.
 
 from contextvars import ContextVar
 from types import TracebackType
+from weakref import WeakKeyDictionary
 
 from opentelemetry.trace import Span
 
@@ -106,3 +107,16 @@ def set_tenant(tenant_id: str) -> None:
 def leave() -> None:
     """Make the holder before the current one current again."""
     current.set(current.get().previous or NOBODY)
+
+
+_SPAN_CLAIMS: WeakKeyDictionary[Span, frozenset[str]] = WeakKeyDictionary()
+
+
+def claim_span(span: Span, slugs: frozenset[str]) -> None:
+    """Say that another instrument counts these meters for what `span` stands for."""
+    _SPAN_CLAIMS[span] = claimed_by(span) | slugs
+
+
+def claimed_by(span: Span) -> frozenset[str]:
+    """Meters that nobody shall count because of `span`."""
+    return _SPAN_CLAIMS.get(span, frozenset())
