@@ -138,7 +138,7 @@ def read_settings(**arguments: object) -> Settings:
     Raises:
         ConfigurationError: Names the setting, what it holds, and what it may hold.
     """
-    find = _Finder(arguments, os.environ, _VARIABLES)
+    find = Finder(arguments, os.environ, _VARIABLES)
     service_name = find.text("service_name")
     given = {SERVICE_NAME: service_name} if service_name is not None else {}
     # Reads OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES as every OpenTelemetry SDK does.
@@ -201,7 +201,7 @@ def read_client_settings(**arguments: object) -> ClientSettings:
     Raises:
         ConfigurationError: Names the setting, what it holds, and what it may hold.
     """
-    find = _Finder(arguments, os.environ, _CLIENT_VARIABLES)
+    find = Finder(arguments, os.environ, _CLIENT_VARIABLES)
     api_key = find.text("api_key")
     if api_key is None:
         raise ConfigurationError("there is no API key; give api_key, or set METERING_API_KEY")
@@ -222,7 +222,7 @@ def is_under_pytest() -> bool:
     return "pytest" in sys.modules and "PYTEST_CURRENT_TEST" in os.environ
 
 
-class _Finder:
+class Finder:
     """Looks a setting up by name, and complains by the name under which it was found."""
 
     def __init__(
@@ -297,7 +297,7 @@ def _check_resource(resource: Mapping[str, AttributeValue]) -> None:
             ) from error
 
 
-def _url(find: _Finder, name: str, default: str) -> str:
+def _url(find: Finder, name: str, default: str) -> str:
     value, source = find.find(name)
     endpoint = default if value is None else str(value)
     try:
@@ -310,7 +310,7 @@ def _url(find: _Finder, name: str, default: str) -> str:
     return endpoint.rstrip("/")
 
 
-def _headers(find: _Finder) -> dict[str, str]:
+def _headers(find: Finder) -> dict[str, str]:
     value, source = find.find("headers")
     if isinstance(value, str):
         value = parse_env_headers(value, liberal=True)
@@ -331,7 +331,7 @@ def _check_header(what: str, text: str) -> None:
         raise ConfigurationError(f"{what} must be printable ASCII")
 
 
-def _spool_dir(find: _Finder) -> Path:
+def _spool_dir(find: Finder) -> Path:
     value, source = find.find("spool_dir")
     if value is None:
         return _default_spool_dir(find.environment)

@@ -7,6 +7,8 @@ holder, and so sees a tenant that an authentication step found out later.
 
 from contextvars import ContextVar
 from types import TracebackType
+from typing import Final
+from weakref import WeakKeyDictionary
 
 from opentelemetry.trace import Span
 
@@ -106,3 +108,16 @@ def set_tenant(tenant_id: str) -> None:
 def leave() -> None:
     """Make the holder before the current one current again."""
     current.set(current.get().previous or NOBODY)
+
+
+_SPAN_CLAIMS: Final[WeakKeyDictionary[Span, frozenset[str]]] = WeakKeyDictionary()
+
+
+def claim_span(span: Span, slugs: frozenset[str]) -> None:
+    """Say that a middleware counts these meters for the request whose span this is."""
+    _SPAN_CLAIMS[span] = claimed_by(span) | slugs
+
+
+def claimed_by(span: Span) -> frozenset[str]:
+    """The meters that a middleware counts for the request whose span this is."""
+    return _SPAN_CLAIMS.get(span, frozenset())
