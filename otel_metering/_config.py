@@ -144,7 +144,7 @@ def read_settings(**arguments: object) -> Settings:
     # Reads OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES as every OpenTelemetry SDK does.
     resource = dict(Resource.create(given).attributes)
     _check_resource(resource)
-    protocol: Protocol = find.choice("protocol", ("http/protobuf", "grpc"))
+    protocol = _protocol(find)
     return Settings(
         service_name=str(resource[SERVICE_NAME]),
         resource=resource,
@@ -295,6 +295,16 @@ def _check_resource(resource: Mapping[str, AttributeValue]) -> None:
             raise ConfigurationError(
                 f"the resource attribute {name!r} is {value!r}; it must be text that UTF-8 can express"
             ) from error
+
+
+def _protocol(find: Finder) -> Protocol:
+    endpoint, of_endpoint = find.find("endpoint")
+    _, of_protocol = find.find("protocol")
+    if endpoint is not None and not of_endpoint.startswith("OTEL_"):
+        # Of the traces' endpoint, and opentelemetry-distro sets it to "grpc" where nobody did.
+        if of_protocol.startswith("OTEL_"):
+            return "http/protobuf"
+    return find.choice("protocol", ("http/protobuf", "grpc"))
 
 
 def _url(find: Finder, name: str, default: str) -> str:

@@ -7,7 +7,6 @@ holder, and so sees a tenant that an authentication step found out later.
 
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Final
 from weakref import WeakKeyDictionary
 
 from opentelemetry.trace import Span
@@ -110,14 +109,14 @@ def leave() -> None:
     current.set(current.get().previous or NOBODY)
 
 
-_SPAN_CLAIMS: Final[WeakKeyDictionary[Span, frozenset[str]]] = WeakKeyDictionary()
+_SPAN_CLAIMS: WeakKeyDictionary[Span, frozenset[str]] = WeakKeyDictionary()
 
 
 def claim_span(span: Span, slugs: frozenset[str]) -> None:
-    """Say that a middleware counts these meters for the request whose span this is."""
+    """Say that another instrument counts these meters for what `span` stands for."""
     _SPAN_CLAIMS[span] = claimed_by(span) | slugs
 
 
 def claimed_by(span: Span) -> frozenset[str]:
-    """The meters that a middleware counts for the request whose span this is."""
+    """Meters that nobody shall count because of `span`."""
     return _SPAN_CLAIMS.get(span, frozenset())

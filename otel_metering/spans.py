@@ -58,10 +58,12 @@ class _Started(weakref.ref[Span]):
     Attributes:
         key: Trace id and span id.
         holder: What was current when it started; its tenant may have become known since.
+        claimed: Meters that a middleware around it counts, which may be done before the span is.
         tenant: What trusted baggage says.
     """
 
-    __slots__ = ("holder", "key", "tenant")
+    __slots__ = ("claimed", "holder", "key", "tenant")
+    claimed: frozenset[str]
     key: _SpanKey
     holder: Holder
     tenant: object
@@ -151,7 +153,8 @@ class MeteringSpanProcessor(SpanProcessor):
         context = span.context
         started = _Started(span, self._forgetter())
         started.key = context.trace_id, context.span_id
-        started.holder = current.get()
+        started.holder = holder = current.get()
+        started.claimed = holder.claimed
         started.tenant = (
             baggage.get_baggage(self._tenant_attribute, parent_context)
             if self._trust_baggage
@@ -170,7 +173,7 @@ class MeteringSpanProcessor(SpanProcessor):
         return forget
 
     def _count_request(self, meter: str, span: ReadableSpan, started: _Started | None) -> None:
-        if _is_claimed(meter, span, started):
+        if _is_claimed(meter, started):
             return
         attributes = _attributes_of(span)
         dimensions = named(self._names, attributes)
@@ -203,7 +206,7 @@ class MeteringSpanProcessor(SpanProcessor):
                     "for them (OpenAI: stream_options={'include_usage': True})",
                 )
             return
-        if _is_claimed(meter, span, started):
+        if _is_claimed(meter, started):
             return
         tenant = self._tenant(attributes, started)
         dimensions = named(MODEL_SOURCES, attributes)
@@ -325,11 +328,15 @@ def _set_sampler(provider: TracerProvider, sampler: Sampler) -> None:
         tracer.sampler = sampler
 
 
-def _is_claimed(meter: str, span: ReadableSpan, started: _Started | None) -> bool:
-    live = started() if started is not None else None
+def _is_claimed(meter: str, started: _Started | None) -> bool:
+    if meter in current.get().claimed:
+        return True
+    if started is None:
+        return False
+    live = started()
     return (
-        meter in current.get().claimed
-        or (started is not None and meter in started.holder.claimed)
+        meter in started.claimed
+        or meter in started.holder.claimed
         or (live is not None and meter in claimed_by(live))
     )
 
