@@ -1,18 +1,20 @@
-"""ASGI: sets the tenant of each request and websocket, and flushes before the server ends the process.
+"""ASGI: the tenant of each request and websocket, requests and bytes counted, and a flush at the end.
 
 Pure ASGI, so that it adds a few microseconds and streaming, cancellation and contexts stay as they are.
 """
 
+import asyncio
+import os
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
-from opentelemetry import trace
-
-from otel_metering._context import Holder, current
-from otel_metering._guard import Problem, guarded, problems
+from otel_metering._context import current
+from otel_metering._guard import guarded
 from otel_metering._lifecycle import settle
-from otel_metering.contract.attributes import TENANT_ID
-from otel_metering.contract.event import is_valid_name
+from otel_metering.middleware._asgi_routes import route_of
+from otel_metering.middleware._denial import STATUS, Denial
+from otel_metering.middleware._metering import Exchange, Metering, MeteringOptions
+from otel_metering.middleware._request import Request
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -22,70 +24,230 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _LAST_MESSAGES: Final = frozenset({"lifespan.shutdown.complete", "lifespan.shutdown.failed"})
 
+_SWITCHING_PROTOCOLS: Final = 101
+_FORBIDDEN: Final = 403
+"""What a server answers to a handshake that the application closes (ASGI, websocket.close)."""
+
+_TRY_AGAIN_LATER: Final = 1013
+"""Close code of a websocket, registered with IANA."""
+
 
 class MeteringMiddleware:
-    """Makes the request's tenant current, and the attribute `tenant.id` of its server span.
+    """Makes the request's tenant current, and counts requests and bytes if meters are named for them.
 
-    Add it outside of everything that records usage, and inside of the tracing instrumentation. The tenant
-    may also become known later: `otel_metering.set_tenant` in any code of the request.
+    Add it outside of everything that records usage or changes bodies, and inside of the tracing
+    instrumentation. The tenant may also become known later: `otel_metering.set_tenant` in any code of the
+    request. It also flushes before the server ends the process.
 
-    A header is as trustworthy as whoever may send it: use `tenant_header` behind a gateway that sets or
-    checks it, else `tenant` or `set_tenant` with an authenticated identity.
+    Dimensions are `http.request.method`, `http.route` (the template, if the framework says it) and
+    `http.response.status_class`, e.g. "2xx"; "1xx" is a websocket that was accepted.
 
     Args:
         app: The application.
-        tenant_header: Request header that holds the tenant id; one that is not a valid id is ignored and
-            counted in `stats().ignored_tenants`.
-        tenant: Says the tenant from the ASGI scope instead, None if it has none.
+        options: See `MeteringOptions`.
+
+    Raises:
+        ConfigurationError: An option cannot be used; the message names it.
     """
 
-    def __init__(
-        self,
-        app: App,
-        *,
-        tenant_header: str = "x-tenant-id",
-        tenant: Callable[[Scope], str | None] | None = None,
-    ) -> None:
+    def __init__(self, app: App, **options: Unpack[MeteringOptions]) -> None:
         self._app = app
-        self._header = tenant_header.lower().encode("latin-1")
-        self._tenant = tenant or self._tenant_of_header
+        self._metering = Metering(**options)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
-        if scope["type"] in ("http", "websocket"):
+        kind = scope["type"]
+        if kind == "http" or kind == "websocket":
             await self._serve(scope, receive, send)
-        elif scope["type"] == "lifespan":
+        elif kind == "lifespan":
             await _Lifespan(receive, send).run(self._app, scope)
         else:
             await self._app(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        holder = Holder(None, previous=current.get())
-        with guarded:
-            holder.tenant = self._valid_tenant(scope)
-            span = trace.get_current_span()
-            if span.is_recording():
-                holder.span = span
-                if holder.tenant is not None:
-                    span.set_attribute(TENANT_ID, holder.tenant)
-        token = current.set(holder)
+        request = AsgiRequest(scope)
+        if self._metering.is_blocking:
+            exchange = await asyncio.to_thread(self._metering.open, request)
+        else:
+            exchange = self._metering.open(request)
+        token = current.set(exchange.holder)
         try:
-            await self._app(scope, receive, send)
+            if not exchange.meters:
+                await self._app(scope, receive, send)
+            elif scope["type"] == "http":
+                await self._answer(exchange, scope, receive, send)
+            else:
+                await self._talk(exchange, scope, receive, send)
         finally:
+            exchange.close()
             current.reset(token)
 
-    def _valid_tenant(self, scope: Scope) -> str | None:
-        tenant = self._tenant(scope)
-        if tenant is None or is_valid_name(tenant):
-            return tenant
-        problems.report(Problem.IGNORED_TENANTS, "a request's tenant is not a valid id")
-        return None
+    async def _answer(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
+        denial = await exchange.take_async() if exchange.asks else None
+        if denial is not None:
+            await _refuse(denial, send, "http")
+            return
+        measured = _Http(exchange, receive, send)
+        try:
+            await self._app(scope, measured.receive, measured.send)
+        except Exception:
+            exchange.fail()
+            raise
+        exchange.fail()
 
-    def _tenant_of_header(self, scope: Scope) -> str | None:
-        for name, value in scope["headers"]:
-            if name == self._header:
-                return str(value, "latin-1")
-        return None
+    async def _talk(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
+        denial = await exchange.take_async() if exchange.asks else None
+        if denial is not None:
+            await receive()  # the handshake, which an answer follows
+            if "websocket.http.response" in (scope.get("extensions") or ()):
+                await _refuse(denial, send, "websocket.http")
+            else:
+                await send({"type": "websocket.close", "code": _TRY_AGAIN_LATER})
+            return
+        measured = _Websocket(exchange, receive, send)
+        try:
+            await self._app(scope, measured.receive, measured.send)
+        except Exception:
+            exchange.fail()
+            raise
+        exchange.fail()
+
+
+class AsgiRequest(Request):
+    """A request by its ASGI scope."""
+
+    __slots__ = ()
+
+    def header(self, name: str) -> str | None:
+        """The value of a header, None if it was not sent; repeated ones are joined by commas."""
+        wanted = name.lower().encode("latin-1")
+        found: bytes | None = None
+        for key, value in self.native["headers"]:
+            if key == wanted:
+                found = value if found is None else b"%b,%b" % (found, value)
+        return None if found is None else str(found, "latin-1")
+
+    @property
+    def method(self) -> str:
+        """As it was sent; GET for a websocket."""
+        method: str = self.native.get("method", "GET")
+        return method
+
+    @property
+    def path(self) -> str:
+        """Decoded, from the root of the server on."""
+        path: str = self.native["path"]
+        return path
+
+    @property
+    def route(self) -> str | None:
+        """The template that Starlette, FastAPI or Litestar found, mounts included."""
+        return route_of(self.native)
+
+
+class _Http:
+    """Both directions of a request, measured."""
+
+    __slots__ = ("_exchange", "_receive", "_send")
+
+    def __init__(self, exchange: Exchange, receive: Receive, send: Send) -> None:
+        self._exchange = exchange
+        self._receive = receive
+        self._send = send
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        exchange = self._exchange
+        kind = message["type"]
+        if kind == "http.request":
+            exchange.request_bytes += len(message.get("body", b""))
+            exchange.is_read = not message.get("more_body", False)
+        elif kind == "http.disconnect":
+            exchange.is_gone = True
+            if exchange.status is not None:
+                exchange.count()
+        return message
+
+    async def send(self, message: Message) -> None:
+        exchange = self._exchange
+        kind = message["type"]
+        if kind == "http.response.start":
+            exchange.status = message["status"]
+        try:
+            await self._send(message)
+        except Exception:
+            exchange.is_gone = True
+            raise
+        if kind == "http.response.body":
+            # Servers take and drop what is sent to nobody.
+            if not exchange.is_gone:
+                exchange.response_bytes += len(message.get("body", b""))
+            if not message.get("more_body", False):
+                exchange.count()
+        elif kind == "http.response.pathsend":
+            with guarded:
+                exchange.response_bytes += os.stat(message["path"]).st_size
+            exchange.count()
+
+
+class _Websocket:
+    """Both directions of a websocket, measured: what its messages hold, without frames and compression."""
+
+    __slots__ = ("_exchange", "_receive", "_send")
+
+    def __init__(self, exchange: Exchange, receive: Receive, send: Send) -> None:
+        self._exchange = exchange
+        self._receive = receive
+        self._send = send
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        exchange = self._exchange
+        kind = message["type"]
+        if kind == "websocket.receive":
+            exchange.request_bytes += _size_of(message)
+        elif kind == "websocket.disconnect":
+            exchange.is_gone = True
+            exchange.count()
+        return message
+
+    async def send(self, message: Message) -> None:
+        exchange = self._exchange
+        kind = message["type"]
+        if kind == "websocket.accept":
+            exchange.status = _SWITCHING_PROTOCOLS
+        elif kind == "websocket.close" and exchange.status is None:
+            exchange.status = _FORBIDDEN
+        elif kind == "websocket.http.response.start":
+            exchange.status = message["status"]
+        try:
+            await self._send(message)
+        except Exception:
+            exchange.is_gone = True
+            raise
+        if kind == "websocket.send":
+            if not exchange.is_gone:
+                exchange.response_bytes += _size_of(message)
+        elif kind == "websocket.http.response.body":
+            exchange.response_bytes += len(message.get("body", b""))
+            if not message.get("more_body", False):
+                exchange.count()
+        elif kind == "websocket.close":
+            exchange.count()
+
+
+def _size_of(message: Message) -> int:
+    data = message.get("bytes")
+    if data is not None:
+        return len(data)
+    text = message.get("text") or ""
+    return len(text) if text.isascii() else len(text.encode())
+
+
+async def _refuse(denial: Denial, send: Send, kind: str) -> None:
+    headers = [(name.encode(), value.encode()) for name, value in denial.headers]
+    await send({"type": f"{kind}.response.start", "status": STATUS, "headers": headers})
+    await send({"type": f"{kind}.response.body", "body": denial.body})
 
 
 class _Lifespan:

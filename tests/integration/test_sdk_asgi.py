@@ -154,7 +154,7 @@ def test_a_callable_may_say_the_tenant() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         seen.append(current_tenant())
 
-    middleware = MeteringMiddleware(app, tenant=lambda scope: scope["path"].strip("/") or None)
+    middleware = MeteringMiddleware(app, tenant=lambda request: request.path.strip("/") or None)
     asyncio.run(call(middleware, {**http_scope(), "path": "/tenant_a"}, []))
     asyncio.run(call(middleware, {**http_scope(), "path": "/"}, []))
 
