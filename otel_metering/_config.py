@@ -300,10 +300,10 @@ def _check_resource(resource: Mapping[str, AttributeValue]) -> None:
 def _protocol(find: Finder) -> Protocol:
     endpoint, of_endpoint = find.find("endpoint")
     _, of_protocol = find.find("protocol")
-    if endpoint is not None and not of_endpoint.startswith("OTEL_"):
-        # Of the traces' endpoint, and opentelemetry-distro sets it to "grpc" where nobody did.
-        if of_protocol.startswith("OTEL_"):
-            return "http/protobuf"
+    is_of_another = of_protocol.startswith("OTEL_") and not of_endpoint.startswith("OTEL_")
+    if endpoint is not None and is_of_another:
+        # That of the traces' endpoint, which opentelemetry-distro sets to "grpc" where nobody did.
+        return "http/protobuf"
     return find.choice("protocol", ("http/protobuf", "grpc"))
 
 

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Collection
 from functools import wraps
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, Final
 
 from opentelemetry import trace
@@ -47,7 +46,7 @@ class MeteringInstrumentor(BaseInstrumentor):  # type: ignore[misc] # its module
         """None: each framework is metered where it is installed."""
         return ()
 
-    def _instrument(self, **_kwargs: Any) -> None:  # noqa: ANN401 -- as the base class says
+    def _instrument(self, **kwargs: Any) -> None:  # noqa: ANN401 -- as the base class says
         self._undo: list[Callable[[], None]] = []
         try:
             settings = read_instrumentation_settings()
@@ -55,7 +54,7 @@ class MeteringInstrumentor(BaseInstrumentor):  # type: ignore[misc] # its module
         except ConfigurationError:
             _log.exception("metering is off")
             return
-        provider = trace.get_tracer_provider()
+        provider = kwargs.get("tracer_provider") or trace.get_tracer_provider()
         if isinstance(provider, TracerProvider):
             processor = MeteringSpanProcessor(
                 settings.requests_meter,
@@ -110,17 +109,15 @@ class _Patches:
 
 
 def _middleware_options(settings: InstrumentationSettings) -> dict[str, Any]:
-    return {"tenant_header": settings.tenant_header}
+    return {"tenant_header": settings.tenant_header, "requests": settings.requests_meter}
 
 
 def _patch_frameworks(settings: InstrumentationSettings) -> Callable[[], None]:
     patches = _Patches(settings)
     patches.when_imported("starlette.applications", _patch_starlette)
     patches.when_imported("fastapi.applications", _patch_fastapi)
-    if find_spec(_FLASK) is not None:
-        patches.when_imported("flask.app", _patch_flask)
-    if find_spec(_DJANGO) is not None:
-        patches.when_imported("django.core.handlers.base", _patch_django)
+    patches.when_imported("flask.app", _patch_flask)
+    patches.when_imported("django.core.handlers.base", _patch_django)
     return patches.undo
 
 
@@ -142,6 +139,8 @@ def _patch_stack(patches: _Patches, owner: type) -> None:
     def make(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def build_middleware_stack(app: Any) -> Any:  # noqa: ANN401 -- an application; the stack
             stack = original(app)
+            if any(one.cls is MeteringMiddleware for one in app.user_middleware):
+                return stack  # it meters itself, and knows better whose request it is
             with guarded:
                 # Inside of the outermost one: the tracing instrumentation looks for that, puts itself
                 # around what is in it, and so has its span current when the request gets here.
@@ -157,26 +156,20 @@ def _patch_stack(patches: _Patches, owner: type) -> None:
 
 
 def _patch_flask(patches: _Patches, module: Any) -> None:  # noqa: ANN401 -- a module
-    metering = import_module(_FLASK).Metering
     lock = threading.Lock()
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         def call(app: Any, environ: Any, start_response: Any) -> Any:  # noqa: ANN401 -- WSGI
-            # With the first request, not in __init__: what the tracing instrumentation registers there
-            # has to come before, so that the request's span is current.
-            if _MARK not in app.extensions:
+            # With the first request, not in __init__: an application that meters itself does it later.
+            if "otel_metering" not in app.extensions:
                 with guarded, lock:
-                    if _MARK not in app.extensions:
-                        app.extensions[_MARK] = True
-                        metering(app, **patches.options)
+                    # Not sooner: it imports Flask, of which this module is a part.
+                    import_module(_FLASK).Metering(app, **patches.options)
             return original(app, environ, start_response)
 
         return call
 
     patches.replace(module.Flask, "__call__", make)
-
-
-_MARK: Final = "otel_metering.instrumentor"
 
 
 def _patch_django(patches: _Patches, module: Any) -> None:  # noqa: ANN401 -- a module
@@ -192,8 +185,7 @@ def _patch_django(patches: _Patches, module: Any) -> None:  # noqa: ANN401 -- a 
 
 
 def _add_to_django(options: dict[str, Any]) -> None:
-    from django.conf import settings  # noqa: PLC0415 -- it is imported
-
+    settings = import_module("django.conf").settings
     name = f"{_DJANGO}.MeteringMiddleware"
     middleware = list(settings.MIDDLEWARE)
     if name in middleware:
