@@ -5,8 +5,8 @@ from typing import Final, NamedTuple
 
 from opentelemetry.util.types import Attributes
 
-Sources = Sequence[tuple[str, Sequence[str]]]
-"""Name of an attribute -> the names to look for, newest first."""
+Sources = Sequence[tuple[str, str]]
+"""(the name to look for, the attribute's newest name), newest first."""
 
 STATUS_CLASS: Final = "http.response.status_class"
 """Not a semantic convention: "2xx" of the status 204."""
@@ -78,11 +78,19 @@ TOKENS: Final = (
 )
 
 MODEL_SOURCES: Final = (
-    ("gen_ai.request.model", ("gen_ai.request.model",)),
-    ("gen_ai.response.model", ("gen_ai.response.model",)),
-    ("gen_ai.provider.name", ("gen_ai.provider.name", "gen_ai.system")),
-    (OPERATION, (OPERATION,)),
+    ("gen_ai.request.model", "gen_ai.request.model"),
+    ("gen_ai.response.model", "gen_ai.response.model"),
+    ("gen_ai.provider.name", "gen_ai.provider.name"),
+    ("gen_ai.system", "gen_ai.provider.name"),
+    (OPERATION, OPERATION),
 )
+
+_TOKEN_NAMES: Final = frozenset({OPERATION, *(name for one in TOKENS for name in one.attributes)})
+
+
+def may_have_tokens(attributes: Mapping[str, object]) -> bool:
+    """Whether a span that ends with these has tokens, or should have."""
+    return not _TOKEN_NAMES.isdisjoint(attributes)
 
 
 def is_of_model(attributes: Attributes) -> bool:
@@ -92,7 +100,12 @@ def is_of_model(attributes: Attributes) -> bool:
 
 def request_sources(names: Sequence[str]) -> Sources:
     """Where a span may have the attributes `names`."""
-    return [(name, (name, *_OLD_NAMES.get(name, ()))) for name in names if name != STATUS_CLASS]
+    return [
+        (source, name)
+        for name in names
+        if name != STATUS_CLASS
+        for source in (name, *_OLD_NAMES.get(name, ()))
+    ]
 
 
 def first(names: Sequence[str], attributes: Mapping[str, object]) -> object:
@@ -106,10 +119,10 @@ def first(names: Sequence[str], attributes: Mapping[str, object]) -> object:
 
 def named(sources: Sources, attributes: Mapping[str, object]) -> dict[str, object]:
     """The attributes among `attributes`, under their new names."""
-    found = {}
-    for name, names in sources:
-        value = first(names, attributes)
-        if value is not None:
+    found: dict[str, object] = {}
+    for source, name in sources:
+        value = attributes.get(source)
+        if value is not None and name not in found:
             found[name] = value
     return found
 

@@ -39,6 +39,7 @@ from otel_metering._semconv import (
     TOTALS,
     first,
     is_of_model,
+    may_have_tokens,
     named,
     request_sources,
     status_class,
@@ -118,6 +119,7 @@ class MeteringSpanProcessor(SpanProcessor):
         self._tenant_attribute = tenant_attribute
         self._trust_baggage = trust_baggage
         self._started: dict[_SpanKey, _Started] = {}
+        self._forget = _forgetter(self._started)
         self._is_attached = True
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
@@ -136,10 +138,11 @@ class MeteringSpanProcessor(SpanProcessor):
             if kind in self._followed:
                 context = span.context
                 started = self._started.pop((context.trace_id, context.span_id), None)
-            if kind in self._kinds and self._requests is not None:
-                self._count_request(self._requests, span, started)
-            if self._tokens is not None:
-                self._count_tokens(self._tokens, span, started)
+            attributes = _attributes_of(span)
+            if self._requests is not None and kind in self._kinds:
+                self._count_request(self._requests, attributes, started)
+            if self._tokens is not None and may_have_tokens(attributes):
+                self._count_tokens(self._tokens, span, attributes, started)
 
     def detach(self) -> None:
         """Count nothing any more; a TracerProvider cannot be freed of a processor."""
@@ -151,7 +154,7 @@ class MeteringSpanProcessor(SpanProcessor):
 
     def _follow(self, span: Span, parent_context: Context | None) -> None:
         context = span.context
-        started = _Started(span, self._forgetter())
+        started = _Started(span, self._forget)
         started.key = context.trace_id, context.span_id
         started.holder = holder = current.get()
         started.claimed = holder.claimed
@@ -162,20 +165,11 @@ class MeteringSpanProcessor(SpanProcessor):
         )
         self._started[started.key] = started
 
-    def _forgetter(self) -> Callable[[weakref.ref[Span]], None]:
-        """For spans that are never ended."""
-        at_work = self._started
-
-        def forget(started: weakref.ref[Span]) -> None:
-            if isinstance(started, _Started):
-                at_work.pop(started.key, None)
-
-        return forget
-
-    def _count_request(self, meter: str, span: ReadableSpan, started: _Started | None) -> None:
+    def _count_request(
+        self, meter: str, attributes: Mapping[str, object], started: _Started | None
+    ) -> None:
         if _is_claimed(meter, started):
             return
-        attributes = _attributes_of(span)
         dimensions = named(self._names, attributes)
         if self._has_status_class:
             found = status_class(attributes)
@@ -183,8 +177,13 @@ class MeteringSpanProcessor(SpanProcessor):
                 dimensions[STATUS_CLASS] = found
         record(meter, tenant=self._tenant(attributes, started), attributes=dimensions)
 
-    def _count_tokens(self, meter: str, span: ReadableSpan, started: _Started | None) -> None:
-        attributes = _attributes_of(span)
+    def _count_tokens(
+        self,
+        meter: str,
+        span: ReadableSpan,
+        attributes: Mapping[str, object],
+        started: _Started | None,
+    ) -> None:
         operation = attributes.get(OPERATION)
         used = [
             (part, token_type, quantity)
@@ -326,6 +325,16 @@ def _set_sampler(provider: TracerProvider, sampler: Sampler) -> None:
     # A tracer keeps the sampler that was there when it was made, and instrumentations make theirs early.
     for tracer in list(getattr(provider, "_tracers", {}).values()):
         tracer.sampler = sampler
+
+
+def _forgetter(at_work: dict[_SpanKey, _Started]) -> Callable[[weakref.ref[Span]], None]:
+    """For spans that are never ended."""
+
+    def forget(started: weakref.ref[Span]) -> None:
+        if isinstance(started, _Started):
+            at_work.pop(started.key, None)
+
+    return forget
 
 
 def _is_claimed(meter: str, started: _Started | None) -> bool:

@@ -127,7 +127,7 @@ def test_a_stream_behind_a_streaming_response_counts_for_its_request(
         return StreamingResponse(words())
 
     async def use() -> None:
-        transport = ASGITransport(MeteringMiddleware(app))  # type: ignore[arg-type]
+        transport = ASGITransport(MeteringMiddleware(app))
         async with AsyncClient(transport=transport, base_url="http://shop") as browser:
             answers = await asyncio.gather(
                 *(

@@ -28,6 +28,7 @@ from opentelemetry.sdk.trace.sampling import (
     TraceIdRatioBased,
 )
 from opentelemetry.trace import SpanKind
+from opentelemetry.util.types import Attributes
 
 import otel_metering
 from otel_metering import set_tenant
@@ -145,7 +146,7 @@ def test_fastapi_requests_count_by_tenant_and_route(backend: Backend, sampler: S
 def test_flask_requests_count_by_tenant_and_route(backend: Backend, sampler: Sampler) -> None:
     app = flask.Flask(__name__)
     provider = provider_of(sampler)
-    FlaskInstrumentor().instrument_app(app, tracer_provider=provider)
+    FlaskInstrumentor().instrument_app(app, tracer_provider=provider)  # type: ignore[no-untyped-call]
     meter_spans(provider)
 
     @app.before_request
@@ -209,7 +210,7 @@ def test_a_burst_that_the_exporter_drops_counts_in_full(backend: Backend) -> Non
     tracer = provider.get_tracer("test")
 
     def burst(tenant: str) -> None:
-        attributes = {"tenant.id": tenant, "http.route": "/", "http.status_code": 200}
+        attributes: Attributes = {"tenant.id": tenant, "http.route": "/", "http.status_code": 200}
         for _ in range(5_000):
             tracer.start_span("GET /", kind=SpanKind.SERVER, attributes=attributes).end()
 
@@ -257,7 +258,7 @@ def test_the_metrics_of_an_instrumentation_carry_the_tenant(*, is_outside: bool)
             for tenant in ("acme", "acme", "umbrella"):
                 await client.get("/items/1", headers={"x-tenant-id": tenant})
 
-    asyncio.run(use(MeteringMiddleware(shop) if is_outside else shop))  # type: ignore[arg-type]
+    asyncio.run(use(MeteringMiddleware(shop) if is_outside else shop))
 
     data = reader.get_metrics_data()
     assert data is not None

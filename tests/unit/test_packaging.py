@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 PYPROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
@@ -44,3 +45,18 @@ def test_an_import_starts_no_thread_and_reads_no_setting() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout == "1\n"
+
+
+def test_metering_of_spans_and_metrics_imports_no_instrumentation() -> None:
+    code = "import sys, otel_metering.spans, otel_metering.meter_provider; print(*sys.modules)"
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    loaded = set(done.stdout.split())
+    assert not loaded & {"opentelemetry.instrumentation", "wrapt", "flask", "django", "starlette"}
+
+
+def test_the_entry_point_for_metering_without_code_can_be_loaded() -> None:
+    for target in PYPROJECT["project"]["entry-points"]["opentelemetry_instrumentor"].values():
+        module, _, name = target.partition(":")
+        assert getattr(import_module(module), name)().instrumentation_dependencies() == ()
