@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from http.client import HTTPException
 from typing import Any, Final
 
 import jwt
@@ -81,7 +82,7 @@ class KeySet:
         self._tried_at = now
         try:
             found = self._client.get_signing_keys()
-        except jwt.PyJWKClientError:
+        except (jwt.PyJWTError, ValueError, OSError, HTTPException):
             return  # what was known stays good: an issuer's outage is no reason to lose tenants
         self._keys = {key.key_id: key for key in found}
         self._read_at = now

@@ -243,6 +243,12 @@ class Exchange:
                 return self._deny(error)
         return None
 
+    def started(self, status: int | None) -> None:
+        """The response starts: the application is still at work on it, and knows its route."""
+        self.status = status
+        with guarded:
+            _ = self._request.route
+
     def fail(self) -> None:
         """The application raised an error, or ended without a response: the server answers 500."""
         if self.status is None and not self.is_gone:

@@ -51,11 +51,12 @@ class EnvironRequest(Request):
         environ: Of PEP 3333.
     """
 
-    __slots__ = ("environ",)
+    __slots__ = ("_route", "environ")
 
     def __init__(self, environ: dict[str, Any]) -> None:
         super().__init__(environ)
         self.environ = environ
+        self._route: str | None = None
 
     def header(self, name: str) -> str | None:
         """The value of a header, None if it was not sent; servers join repeated ones by commas."""
@@ -76,9 +77,14 @@ class EnvironRequest(Request):
 
     @property
     def route(self) -> str | None:
-        """The rule of a werkzeug application, such as one of Flask; other frameworks do not say."""
-        rule = getattr(self.environ.get("werkzeug.request"), "url_rule", None)
-        return None if rule is None else str(rule.rule)
+        """The rule of a werkzeug application, such as one of Flask; other frameworks do not say.
+
+        It is remembered: Flask forgets it when its part is done, before a response is streamed.
+        """
+        if self._route is None:
+            rule = getattr(self.environ.get("werkzeug.request"), "url_rule", None)
+            self._route = None if rule is None else str(rule.rule)
+        return self._route
 
 
 @lru_cache(256)

@@ -72,10 +72,13 @@ class MeteringMiddleware:
         self, exchange: Exchange, environ: "WSGIEnvironment", start_response: "StartResponse"
     ) -> Iterable[bytes]:
         metering = self._metering
-        if not exchange.meters:
+        if not exchange.holder.claimed:
             return self._app(environ, start_response)
         if metering.request_bytes in exchange.meters:
-            environ["wsgi.input"] = _Input(environ["wsgi.input"], exchange)
+            stream = environ["wsgi.input"]
+            # What there is decides how werkzeug reads.
+            kind = _RawInput if hasattr(stream, "readinto") else _Input
+            environ["wsgi.input"] = kind(stream, exchange)
         return self._app(environ, _StartResponse(start_response, exchange))
 
 
@@ -98,7 +101,7 @@ class _StartResponse:
         # With an error it raises that if a status was sent already.
         write = self._start(status, headers, exc_info) if exc_info else self._start(status, headers)
         code = status[:3]
-        self._exchange.status = int(code) if code.isdecimal() else None
+        self._exchange.started(int(code) if code.isdecimal() else None)
         return _Write(write, self._exchange)
 
 
@@ -137,6 +140,7 @@ class _Body:
                 self._iterator = iter(self._chunks)
             chunk = next(self._iterator)
         except StopIteration:
+            exchange.count()
             raise
         except Exception:
             exchange.fail()
@@ -158,6 +162,10 @@ class _Body:
             exchange.fail()
             exchange.close()
             current.reset(token)
+
+    def __del__(self) -> None:
+        # For servers that forget to close it (PEP 3333 says they must), such as asgiref's for ASGI.
+        self._exchange.close()
 
 
 class _SizedBody(_Body):
@@ -204,6 +212,19 @@ class _Input:
         self._exchange.request_bytes += len(data)
         if is_end:
             self._exchange.is_read = True
+
+
+class _RawInput(_Input):
+    """One that reads into buffers too."""
+
+    __slots__ = ()
+
+    def readinto(self, buffer: bytearray, /) -> int | None:
+        size: int | None = self._input.readinto(buffer)  # type: ignore[attr-defined] # it was looked for
+        self._exchange.request_bytes += size or 0
+        if size == 0 and len(buffer):
+            self._exchange.is_read = True
+        return size
 
 
 def _refuse(denial: Denial, start_response: "StartResponse") -> Iterable[bytes]:
