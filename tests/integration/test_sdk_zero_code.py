@@ -111,7 +111,7 @@ class Shop:
 
     def stop(self) -> str:
         self.process.send_signal(signal.SIGTERM)
-        self.process.wait(30)
+        self.process.wait(60)
         return self.log.read_text()
 
 
