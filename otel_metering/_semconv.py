@@ -35,7 +35,9 @@ _STATUS_CODES: Final = ("http.response.status_code", "http.status_code")
 _STATUS_CLASSES: Final = {code: f"{code // 100}xx" for code in range(100, 600)}
 
 OPERATION: Final = "gen_ai.operation.name"
-_GENAI_MARKS: Final = (OPERATION, "gen_ai.provider.name", "gen_ai.system", "gen_ai.request.model")
+_GENAI_MARKS: Final = frozenset(
+    {OPERATION, "gen_ai.provider.name", "gen_ai.system", "gen_ai.request.model"}
+)
 
 TOTALS: Final = frozenset(
     {
@@ -95,7 +97,7 @@ def may_have_tokens(attributes: Mapping[str, object]) -> bool:
 
 def is_of_model(attributes: Attributes) -> bool:
     """Whether a span that starts with these is one of the GenAI semantic conventions."""
-    return attributes is not None and any(mark in attributes for mark in _GENAI_MARKS)
+    return attributes is not None and not _GENAI_MARKS.isdisjoint(attributes)
 
 
 def request_sources(names: Sequence[str]) -> Sources:
