@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic_settings import BaseSettings
 
 from otel_metering import _config as sdk
+from otel_metering import _instrumentation_config as instrumentation
 from query_api import config as api
 from receiver import config as receiver
 
@@ -40,6 +41,19 @@ def page() -> str:
         "|---|---|---|",
     ]
     lines += _sdk_rows(sdk._VARIABLES, _described_attributes(sdk.Settings))
+    lines += [
+        "",
+        "## Without code (`opentelemetry-instrument`)",
+        "",
+        "Beside the variables of the SDK; see [OpenTelemetry](opentelemetry.md).",
+        "",
+        "| setting | variable | meaning |",
+        "|---|---|---|",
+    ]
+    lines += _sdk_rows(
+        instrumentation._VARIABLES,
+        _described_attributes(instrumentation.InstrumentationSettings),
+    )
     lines += [
         "",
         "## Client (`otel_metering.MeteringClient`, and the commands)",

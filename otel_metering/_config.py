@@ -146,13 +146,13 @@ def read_settings(**arguments: object) -> Settings:
     Raises:
         ConfigurationError: Names the setting, what it holds, and what it may hold.
     """
-    find = _Finder(arguments, os.environ, _VARIABLES)
+    find = Finder(arguments, os.environ, _VARIABLES)
     service_name = find.text("service_name")
     given = {SERVICE_NAME: service_name} if service_name is not None else {}
     # Reads OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES as every OpenTelemetry SDK does.
     resource = dict(Resource.create(given).attributes)
     _check_resource(resource)
-    protocol: Protocol = find.choice("protocol", ("http/protobuf", "grpc"))
+    protocol = _protocol(find)
     transport_mode: TransportMode = find.choice(
         "transport_mode", ("durable", "memory", "global", "mirror")
     )
@@ -215,7 +215,7 @@ def read_client_settings(**arguments: object) -> ClientSettings:
     Raises:
         ConfigurationError: Names the setting, what it holds, and what it may hold.
     """
-    find = _Finder(arguments, os.environ, _CLIENT_VARIABLES)
+    find = Finder(arguments, os.environ, _CLIENT_VARIABLES)
     api_key = find.text("api_key")
     if api_key is None:
         raise ConfigurationError("there is no API key; give api_key, or set METERING_API_KEY")
@@ -236,7 +236,7 @@ def is_under_pytest() -> bool:
     return "pytest" in sys.modules and "PYTEST_CURRENT_TEST" in os.environ
 
 
-class _Finder:
+class Finder:
     """Looks a setting up by name, and complains by the name under which it was found."""
 
     def __init__(
@@ -311,7 +311,17 @@ def _check_resource(resource: Mapping[str, AttributeValue]) -> None:
             ) from error
 
 
-def _url(find: _Finder, name: str, default: str, *, adds_scheme: bool = False) -> str:
+def _protocol(find: Finder) -> Protocol:
+    endpoint, of_endpoint = find.find("endpoint")
+    _, of_protocol = find.find("protocol")
+    is_of_another = of_protocol.startswith("OTEL_") and not of_endpoint.startswith("OTEL_")
+    if endpoint is not None and is_of_another:
+        # That of the traces' endpoint, which opentelemetry-distro sets to "grpc" where nobody did.
+        return "http/protobuf"
+    return find.choice("protocol", ("http/protobuf", "grpc"))
+
+
+def _url(find: Finder, name: str, default: str, *, adds_scheme: bool = False) -> str:
     value, source = find.find(name)
     endpoint = default if value is None else str(value)
     if adds_scheme and "://" not in endpoint:
@@ -328,7 +338,7 @@ def _url(find: _Finder, name: str, default: str, *, adds_scheme: bool = False) -
     return endpoint.rstrip("/")
 
 
-def _headers(find: _Finder) -> dict[str, str]:
+def _headers(find: Finder) -> dict[str, str]:
     value, source = find.find("headers")
     if isinstance(value, str):
         value = parse_env_headers(value, liberal=True)
@@ -349,7 +359,7 @@ def _check_header(what: str, text: str) -> None:
         raise ConfigurationError(f"{what} must be printable ASCII")
 
 
-def _spool_dir(find: _Finder, *, has_files: bool) -> Path:
+def _spool_dir(find: Finder, *, has_files: bool) -> Path:
     value, source = find.find("spool_dir")
     if value is None:
         # Without files no folder is made, not even looked for.

@@ -33,6 +33,7 @@ class Problem(StrEnum):
     UNCHECKED_CALLS = "unchecked_calls"
     DENIED_CALLS = "denied_calls"
     UNMAPPED_SERIES = "unmapped_series"
+    UNCOUNTED_TOKENS = "uncounted_tokens"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +60,8 @@ class Stats:
         denied_calls: Calls that an enforced quota denied.
         unmapped_series: Series that a kill may cost their last flush interval, in spite of
             `durability`: there was no room for them on disk.
+        uncounted_tokens: Spans of calls of language models that should have had token counts and had
+            none, or were of an unknown operation.
         sent_requests: Requests acknowledged by the receiver.
         pending_requests: Requests that this process has yet to deliver.
         pending_bytes: Their size.
@@ -79,6 +82,7 @@ class Stats:
     unchecked_calls: int = 0
     denied_calls: int = 0
     unmapped_series: int = 0
+    uncounted_tokens: int = 0
     sent_requests: int = 0
     pending_requests: int = 0
     pending_bytes: int = 0

@@ -8,6 +8,8 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from otel_metering._instrumentation_config import DEFAULT_REQUESTS_METER, DEFAULT_TOKENS_METER
+from otel_metering.contract.attributes import SCOPE_NAME
 from otel_metering.contract.meter import (
     Aggregation,
     MeterDefinition,
@@ -45,6 +47,16 @@ def refusal(text: str) -> str:
     with pytest.raises(ConfigurationError) as caught:
         read_text(text.encode(), "meters.yaml")
     return str(caught.value)
+
+
+@pytest.mark.parametrize("slug", [DEFAULT_REQUESTS_METER, DEFAULT_TOKENS_METER])
+def test_what_the_sdk_counts_by_default_is_not_counted_once_more_by_the_file_of_this_repository(
+    slug: str,
+) -> None:
+    meters = read_text((REPOSITORY / "meters.yaml").read_bytes(), "meters.yaml")
+
+    assert slug not in meters.by_slug
+    assert meters.fed_by(signal=Signal.METRIC, name=slug, scope=SCOPE_NAME) == ()
 
 
 def test_the_file_of_this_repository_has_its_two_meters() -> None:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
@@ -72,3 +73,18 @@ def test_a_type_checker_knows_the_type_of_every_public_name() -> None:
     assert found["exportedSymbolCounts"]["withKnownType"] > 500
     # Of private modules too, where the classes are defined that a public one exports.
     assert [one["name"] for one in found["symbols"] if not one["isTypeKnown"]] == []
+
+
+def test_metering_of_spans_and_metrics_imports_no_instrumentation() -> None:
+    code = "import sys, otel_metering.spans, otel_metering.meter_provider; print(*sys.modules)"
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    loaded = set(done.stdout.split())
+    assert not loaded & {"opentelemetry.instrumentation", "wrapt", "flask", "django", "starlette"}
+
+
+def test_the_entry_point_for_metering_without_code_can_be_loaded() -> None:
+    for target in PYPROJECT["project"]["entry-points"]["opentelemetry_instrumentor"].values():
+        module, _, name = target.partition(":")
+        assert getattr(import_module(module), name)().instrumentation_dependencies() == ()

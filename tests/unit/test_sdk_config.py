@@ -103,3 +103,28 @@ def test_a_state_folder_that_cannot_be_made_is_replaced(
 
     assert spool_dir.parent == tmp_path
     assert spool_dir.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_protocol_of_the_traces_endpoint_is_not_spoken_to_another_endpoint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # opentelemetry-distro sets it where nobody did.
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    assert read_settings().protocol == "grpc"
+    assert read_settings(endpoint="http://metering:1").protocol == "http/protobuf"
+
+    monkeypatch.setenv("METERING_ENDPOINT", "http://metering:2")
+    assert read_settings().protocol == "http/protobuf"
+    assert read_settings(protocol="grpc").protocol == "grpc"
+
+    monkeypatch.setenv("METERING_PROTOCOL", "grpc")
+    assert read_settings().protocol == "grpc"
+
+
+def test_the_protocol_of_the_endpoint_that_both_use_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://otel:1")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+
+    assert read_settings().protocol == "grpc"
