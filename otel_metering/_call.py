@@ -176,7 +176,7 @@ class Metered:
     __slots__ = ("_grant", "meter", "tenant")
 
     def __init__(self, meter: str, tenant: str | None) -> None:
-        self.meter = meter
+        self.meter: str = meter
         self.tenant = tenant
         self._grant: Grant | None = None
 

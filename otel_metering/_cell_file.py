@@ -71,10 +71,10 @@ class Slot:
     __slots__ = ("at", "file", "floor", "words")
 
     def __init__(self, file: "CellFile", words: "memoryview[int]", block: int) -> None:
-        self.file = file
-        self.words = words
-        self.at = block + LOW
-        self.floor = 0
+        self.file: CellFile = file
+        self.words: memoryview[int] = words
+        self.at: int = block + LOW
+        self.floor: int = 0
 
     @property
     def block(self) -> int:
@@ -131,8 +131,8 @@ class CellFile:
 
     def __init__(self, path: Path, header: Header) -> None:
         self.path = path
-        self.committed = 0
-        self.is_closed = False
+        self.committed: int = 0
+        self.is_closed: bool = False
         self._header = header
         self._lock = threading.RLock()
         self._is_growing = False

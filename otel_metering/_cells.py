@@ -72,11 +72,12 @@ class Cell:
     def __init__(
         self, series: Series, types: tuple[type, ...] | None = None, slot: Slot | None = None
     ) -> None:
-        self.series = series
-        self.types = types
-        self.nanos = self.read_nanos = 0 if slot is None else slot.total
-        self.slot = slot
-        self.swept_nanos = -1
+        self.series: Series = series
+        self.types: tuple[type, ...] | None = types
+        self.nanos: int = 0 if slot is None else slot.total
+        self.read_nanos: int = self.nanos
+        self.slot: Slot | None = slot
+        self.swept_nanos: int = -1
 
 
 def add(cell: Cell, nanos: int) -> None:
@@ -182,16 +183,16 @@ class CellBook:
 
     def __init__(self, *, max_series_per_meter: int, on_new_thread: Callable[[], None]) -> None:
         self.max_series_per_meter = max_series_per_meter
-        self.lock = threading.RLock()
+        self.lock: threading.RLock = threading.RLock()
         self.is_flushing = False
-        self.pressure = Wakeup()
+        self.pressure: Wakeup = Wakeup()
         self._on_new_thread = on_new_thread
         self._ledgers: list[_Ledger] = []
         self._series: dict[str, set[Series]] = {}
         self._events: deque[Event] = deque()
         self._tidied = 0
         self._file: CellFile | None = None
-        self.local = Local()
+        self.local: Local = Local()
 
     def cell(self, meter: str, tenant: str | None, attributes: Mapping[str, object] | None) -> Cell:
         """The calling thread's cell for this usage, made if there is none.

@@ -136,7 +136,7 @@ class Meter:
         )
 
 
-meter = Meter()
+meter: Meter = Meter()
 
 
 def _decorated(function: Any, plan: Plan) -> Any:  # noqa: ANN401 -- of the type that it is given

@@ -111,8 +111,8 @@ class Fixed:
     __slots__ = ("__weakref__", "dimensions", "meter")
 
     def __init__(self, meter: str, dimensions: Dimensions) -> None:
-        self.meter = meter
-        self.dimensions = dimensions
+        self.meter: str = meter
+        self.dimensions: Dimensions = dimensions
 
 
 _all_fixed: WeakValueDictionary[tuple[str, Dimensions], Fixed] = WeakValueDictionary()

@@ -14,10 +14,10 @@ class Request:
     __slots__ = ("native",)
 
     def __init__(self, native: Any) -> None:  # noqa: ANN401 -- each framework has its own
-        self.native = native
+        self.native: Any = native
 
     def header(self, name: str) -> str | None:
-        """The value of a header, None if it was not sent; repeated ones are joined by commas."""
+        """The value of the header `name`, None if it was not sent; repeated ones are joined by commas."""
         raise NotImplementedError
 
     @property
@@ -59,7 +59,7 @@ class EnvironRequest(Request):
         self._route: str | None = None
 
     def header(self, name: str) -> str | None:
-        """The value of a header, None if it was not sent; servers join repeated ones by commas."""
+        """The value of the header `name`, None if it was not sent; servers join repeated ones by commas."""
         value = self.environ.get(_environ_key(name))
         return None if value is None else str(value)
 

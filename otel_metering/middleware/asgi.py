@@ -93,7 +93,7 @@ class AsgiRequest(Request):
     __slots__ = ()
 
     def header(self, name: str) -> str | None:
-        """The value of a header, None if it was not sent; repeated ones are joined by commas."""
+        """The value of the header `name`, None if it was not sent; repeated ones are joined by commas."""
         wanted = _wire_name(name)
         found: bytes | None = None
         for key, value in self.native["headers"]:

@@ -46,7 +46,7 @@ class MeteringMiddleware:
         if self._is_async:
             markcoroutinefunction(self)
 
-    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
+    def __call__(self, request: Any) -> Any:  # noqa: ANN401 -- Django publishes no types
         """Handle one request."""
         return self._serve_async(request) if self._is_async else self._serve(request)
 
@@ -95,7 +95,7 @@ class DjangoRequest(Request):
     __slots__ = ()
 
     def header(self, name: str) -> str | None:
-        """The value of a header, None if it was not sent; repeated ones are joined by commas."""
+        """The value of the header `name`, None if it was not sent; repeated ones are joined by commas."""
         value: str | None = self.native.headers.get(name)
         return value
 

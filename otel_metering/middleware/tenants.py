@@ -26,7 +26,7 @@ _SEGMENT: Final = "[^/]+"
 
 
 def header(name: str) -> Source:
-    """The tenant is what this header says.
+    """The tenant is what the header `name` says.
 
     It is as trustworthy as whoever may send it: use it behind a gateway that sets it.
     """

@@ -9,13 +9,13 @@ from otel_metering.clock import ManualClock
 
 
 class FrozenTime:
-    """The time that events get; moved by hand."""
+    """The time that events get, of a `clock` that is moved by hand."""
 
     def __init__(self, clock: ManualClock) -> None:
         self._clock = clock
 
     def advance(self, seconds: float) -> None:
-        """Move forward; durations that are being measured grow by as much."""
+        """Move forward by `seconds`; durations that are being measured grow by as much."""
         self._clock.advance(seconds)
 
 

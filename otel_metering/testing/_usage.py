@@ -54,7 +54,11 @@ class CapturedEvent(Usage):
 
 
 class CapturedUsage:
-    """All usage of a `capture` block, of all threads; still there when the block is over."""
+    """All usage of a `capture` block, of all threads; still there when the block is over.
+
+    Args:
+        book: What the block counts in.
+    """
 
     def __init__(self, book: CellBook) -> None:
         self._book = book
@@ -107,6 +111,12 @@ class CapturedUsage:
         attributes: Mapping[str, object] | None = None,
     ) -> None:
         """Fail unless `total` is exactly `quantity`; the message shows all that was recorded.
+
+        Args:
+            meter: As for `total`.
+            quantity: What there should be.
+            tenant: As for `total`.
+            attributes: As for `total`.
 
         Raises:
             AssertionError: It is something else.

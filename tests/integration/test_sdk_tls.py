@@ -58,7 +58,8 @@ def test_a_client_of_the_ca_delivers_with_the_standard_variables(
         monkeypatch.setenv(variable, str(pki.path(file)))
     with secure_backend(pki, protocol, asks_clients=True) as backend:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
-        with configured(backend, tmp_path) as configure:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", backend.endpoint)
+        with configured(backend, tmp_path, endpoint=None) as configure:
             configure()
             record("api.calls", 5, tenant="tenant_a")
             deliver()

@@ -274,11 +274,6 @@ def test_what_is_captured_is_what_was_recorded(
 
 
 def test_pytest_finds_the_fixture_by_itself(tmp_path: Path) -> None:
-    (tmp_path / "metering-0.dist-info").mkdir()
-    (tmp_path / "metering-0.dist-info" / "METADATA").write_text("Name: metering\nVersion: 0\n")
-    (tmp_path / "metering-0.dist-info" / "entry_points.txt").write_text(
-        "[pytest11]\nmetering = otel_metering.testing.plugin\n"
-    )
     (tmp_path / "test_shop.py").write_text(
         "import otel_metering\n"
         "def test_counts(metering_usage):\n"
@@ -293,12 +288,10 @@ def test_pytest_finds_the_fixture_by_itself(tmp_path: Path) -> None:
     )
     # Which take longer to import than all the rest.
     others = [f"-pno:{name}" for name in ("schemathesis", "hypothesispytest", "xdist", "anyio")]
-    paths = [str(tmp_path), str(Path(otel_metering.__file__).parents[1])]
-
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "pytest", "-p", "no:cacheprovider", *others],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        env={**os.environ, "PYTHONPATH": str(Path(otel_metering.__file__).parents[1])},
         capture_output=True,
         text=True,
         check=False,
