@@ -165,6 +165,7 @@ class Account:
         free_until: No quota applies until then.
         denial: The last one.
         asked_at: When somebody last asked for units.
+        returning: Units of leases that were given up here, and that the service does not have back yet.
     """
 
     __slots__ = (
@@ -179,10 +180,12 @@ class Account:
         "denial",
         "free_until",
         "leases",
+        "returning",
     )
 
     def __init__(self, now: float) -> None:
         self.leases: list[Lease] = []
+        self.returning = 0
         self.free_until = now
         self.denial: Denial | None = None
         self.asked_at = now
@@ -227,6 +230,17 @@ class Account:
         if lease is None:
             self._close_leftovers(nanos, denial.told.remaining)
         return lease or denial
+
+    def would_have(self, nanos: int) -> bool:
+        """Whether a call that was denied would be allowed if the service had all the pieces back."""
+        remaining = None if self.denial is None else self.denial.told.remaining
+        pieces = self.returning + sum(one.left for one in self.leases if one.out <= 0)
+        return pieces > 0 and remaining is not None and remaining + pieces >= nanos
+
+    def is_back(self, nanos: int) -> None:
+        """The service has so much back: what it denied may be asked again."""
+        self.returning = max(self.returning - nanos, 0)
+        self.denial = None
 
     def refill(self, now: float) -> Ask | None:
         """What should be asked before anybody needs it."""
@@ -354,6 +368,7 @@ class Book:
                 if now >= lease.ends_at or (lease.is_settled and lease.is_over(now)):
                     self.drop(lease)
                     if lease.left and now < lease.ends_at:
+                        account.returning += lease.left
                         back.append(lease)
             if not account.leases and now - account.asked_at > MAX_AHEAD_SECONDS:
                 del self.accounts[key]

@@ -19,6 +19,7 @@ from otel_metering.errors import InvalidUsageError, UnavailableError
 
 _TICK_SECONDS: Final = 0.25
 _MAX_TICK_SECONDS: Final = 2.0
+_HURRIED_TICK_SECONDS: Final = 0.01
 _SHARE_OF_TIME: Final = 20
 """The thread rests so many times as long as it worked, within these bounds."""
 
@@ -112,6 +113,9 @@ class Keeper:
         self._failures = 0
         # Reservations that hold nothing we want, and when they end by themselves.
         self._unwanted: dict[str, float] = {}
+        # Of those, whose pieces they are, and how much.
+        self._returning: dict[str, tuple[Account, int]] = {}
+        self._hurried_until = 0.0
         # What was used by the time of the last flush; confirmed once all of it is delivered.
         self._flushed: dict[Lease, int] = {}
         self._wake = threading.Event()
@@ -182,6 +186,12 @@ class Keeper:
                 self.api.release(name)
         self.api.close()
 
+    def hurry(self, until: float) -> None:
+        """A call waits until then for units that are to be given back. Under the lock."""
+        self._hurried_until = max(self._hurried_until, until)
+        self.ensure_thread()
+        self._wake.set()
+
     def ensure_thread(self) -> None:
         """Have the thread, and have it awake."""
         with self.lock:
@@ -236,6 +246,8 @@ class Keeper:
                 self._is_resting = not has_work
             worked = self._now() - began
             pause = min(max(_TICK_SECONDS, _SHARE_OF_TIME * worked), _MAX_TICK_SECONDS)
+            if began < self._hurried_until:
+                pause = _HURRIED_TICK_SECONDS
             self._wake.wait(pause if has_work else None)
             self._wake.clear()
 
@@ -245,7 +257,7 @@ class Keeper:
         now = self._now()
         for name, ends_at in list(self._unwanted.items()):
             if now >= ends_at:
-                self._unwanted.pop(name, None)
+                self._is_gone(name)
         if self.is_down(now):
             return
         try:
@@ -260,6 +272,7 @@ class Keeper:
         for start in range(0, len(keys), _TENDED_TOGETHER):
             with self.lock:
                 back = self.book.tend(self._now(), keys[start : start + _TENDED_TOGETHER])
+            self._returning |= {lease.lease_id: (lease.account, lease.left) for lease in back}
             self._unwanted |= {lease.lease_id: lease.ends_at for lease in back}
 
     def _confirm(self, delivery: Delivery) -> None:
@@ -300,4 +313,12 @@ class Keeper:
     def _release(self) -> None:
         for name in list(self._unwanted)[:_RELEASED_TOGETHER]:
             self.api.release(name)
-            self._unwanted.pop(name, None)
+            self._is_gone(name)
+
+    def _is_gone(self, name: str) -> None:
+        self._unwanted.pop(name, None)
+        account, nanos = self._returning.pop(name, (None, 0))
+        if account is not None:
+            with self.lock:
+                account.is_back(nanos)
+                self.answered.notify_all()

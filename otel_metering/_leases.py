@@ -23,6 +23,9 @@ _new: Final = tuple.__new__
 _WAIT_SECONDS: Final = 3 * MAX_SECONDS
 """A call that waits for others to ask gives up then."""
 
+_PIECES_SECONDS: Final = 2.0
+"""A call that is denied while this process holds enough, in pieces, waits so long for them to be given back."""
+
 
 class Grant(NamedTuple):
     """Units that a call may use.
@@ -153,13 +156,22 @@ class Leases:
             return self._unchecked(
                 nanos, f"usage of {meter} has no tenant whose quota could be asked"
             )
-        accounts, give_up_at = keeper.book.accounts, self._now() + _WAIT_SECONDS
+        accounts, began = keeper.book.accounts, self._now()
+        give_up_at, patient_until = began + _WAIT_SECONDS, began + _PIECES_SECONDS
         while True:
             with keeper.lock:
                 now = self._now()
                 account = accounts.setdefault((meter, tenant), Account(now))
                 found = account.decide(nanos, now)
                 if isinstance(found, Denial):
+                    if (
+                        now < patient_until
+                        and account.would_have(nanos)
+                        and not keeper.is_down(now)
+                    ):
+                        keeper.hurry(patient_until)
+                        keeper.answered.wait(patient_until - now)
+                        continue
                     raise _denied(meter, tenant, nanos, found.told)
                 if not isinstance(found, Ask):
                     return Grant(None if found is None else found.lease_id, nanos)
