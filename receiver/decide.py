@@ -49,6 +49,7 @@ class Context:
         bound_tenant: The only tenant that the API key may write; None: any.
         stream: 16 bytes, for resource, scope, name and what else identifies a metric.
         header: Of metrics.
+        is_of_sdk: Whether our SDK made it, which adds up what it counts before it sends.
     """
 
     signal: Signal
@@ -58,6 +59,7 @@ class Context:
     bound_tenant: str | None
     stream: bytes = b""
     header: MetricHeader | None = None
+    is_of_sdk: bool = False
 
     @property
     def service_name(self) -> str:
@@ -148,6 +150,11 @@ def decide_point(subject: Subject, definition: MeterDefinition, stream_id: bytes
         is_monotonic=header.is_monotonic or mode is Mode.INCREASE,
         is_cumulative=mode is Mode.INCREASE,
         counts_measurements=counts,
+        # Where events are counted, each call of `record` is one of them.
+        counts_units=subject.context.is_of_sdk
+        and definition.aggregation is Aggregation.COUNT
+        and mode is Mode.DELTA
+        and not (counts or scale),
     )
 
 
@@ -181,6 +188,7 @@ def series(
     is_monotonic: bool = False,
     is_cumulative: bool = False,
     counts_measurements: bool = False,
+    counts_units: bool = False,
 ) -> Series:
     """The usage of `tenant` and a meter that a stream is.
 
@@ -201,6 +209,7 @@ def series(
         is_monotonic=is_monotonic,
         is_cumulative=is_cumulative,
         counts_measurements=counts_measurements,
+        counts_units=counts_units,
     )
 
 

@@ -268,6 +268,7 @@ class Metering:
                 definitions=fed,
                 bound_tenant=bound_tenant,
                 header=header,
+                is_of_sdk=scope_name == names.SCOPE_NAME,
             ),
             scope,
             header.name,

@@ -63,6 +63,10 @@ class Points:
         if counts_measurements.any():
             self.bits = np.where(counts_measurements, self.counts, self.bits)
             self.kinds = np.where(counts_measurements, np.uint8(metrics.INT), self.kinds)
+        counts_units = self._flags([one.counts_units for one in self.used])
+        if counts_units.any():
+            counts_units &= self.kinds == metrics.INT
+            self.counts = np.where(counts_units, self.bits, self.counts)
 
     def __len__(self) -> int:
         return len(self.places)

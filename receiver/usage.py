@@ -57,6 +57,7 @@ class Series:
         is_monotonic: Whether a negative value is an error.
         is_cumulative: Whether a value is a total so far, of which the increase counts.
         counts_measurements: Whether the quantity is the number of measurements of a point.
+        counts_units: Whether a point of n units stands for n events that were counted.
     """
 
     key: bytes
@@ -72,6 +73,7 @@ class Series:
     is_monotonic: bool = False
     is_cumulative: bool = False
     counts_measurements: bool = False
+    counts_units: bool = False
 
     @cached_property
     def encoded(self) -> bytes:
