@@ -290,7 +290,7 @@ class Call(Metered):
 def begin(plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
     """Begin a call; None if it is not counted here.
 
-    That is before `configure`, after a callable failed, or where an instrument of the whole request counts
+    That is after `shutdown`, after a callable failed, or where an instrument of the whole request counts
     the meter: then its quota is that instrument's to ask, too.
     """
     holder = current.get()

@@ -178,11 +178,19 @@ class CellBook:
         local: Where `record` finds the calling thread's shard.
         max_series_per_meter: Series of a meter beyond which new ones lose their dimensions. Threads
             that start a series at the same moment may exceed it by their number.
+        max_events: Events in memory at most.
         pressure: Set when events should not wait for the next flush.
     """
 
-    def __init__(self, *, max_series_per_meter: int, on_new_thread: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        *,
+        max_series_per_meter: int,
+        on_new_thread: Callable[[], None],
+        max_events: int = MAX_WAITING_EVENTS,
+    ) -> None:
         self.max_series_per_meter = max_series_per_meter
+        self.max_events = max_events
         self.lock: threading.RLock = threading.RLock()
         self.is_flushing = False
         self.pressure: Wakeup = Wakeup()
@@ -276,10 +284,10 @@ class CellBook:
             InvalidUsageError: Too many events wait already.
         """
         self._shard()  # so that a child's first usage starts its pipeline
-        if len(self._events) >= MAX_WAITING_EVENTS:
+        if len(self._events) >= self.max_events:
             raise InvalidUsageError(
-                f"{MAX_WAITING_EVENTS} events wait in memory because the spool takes none; "
-                "make room on its disk"
+                f"{self.max_events} events wait in memory because the spool takes none; make room on "
+                "its disk, or call otel_metering.configure() if nobody did"
             )
         self._events.append(event)
         if len(self._events) >= _HURRY_EVENTS:

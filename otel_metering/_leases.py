@@ -81,7 +81,7 @@ class Leases:
     def take(self, meter: str, tenant: str | None, nanos: int) -> Grant:
         """Take units for a call; asks the query API if no lease has them.
 
-        Before `configure` and after `shutdown` everything is allowed, as nothing is counted.
+        Before `configure` and after `shutdown` everything is allowed: nobody can be asked.
 
         Args:
             meter: Its slug.

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, Literal
 
-from otel_metering._cells import CellBook, Event
+from otel_metering._cells import MAX_WAITING_EVENTS, CellBook, Event
 from otel_metering._config import Durability, Protocol, Settings, TransportMode, read_settings
 from otel_metering._global_meters import mirror
 from otel_metering._guard import Stats, guarded, problems
@@ -31,6 +31,10 @@ from otel_metering.clock import SystemClock
 
 _STOP_SECONDS: Final = 0.5
 """For each thread to end; one that waits for the network is left behind, its request stays on disk."""
+
+_EARLY_SERIES: Final = 10_000
+_EARLY_EVENTS: Final = 1_000
+"""What is kept in memory, by meter and in all, for a `configure` that may never come."""
 
 _LAST_CHANCE_SECONDS: Final = 1.0
 """How long an ending process waits for a receiver that answers."""
@@ -55,9 +59,10 @@ class _Process:
         self.settings: Settings | None = None
         self.pipeline: Pipeline | None = None
         self.lock = threading.RLock()
-        self._book: CellBook | None = None
+        self._book = self._early_book()
         self._inherited: frozenset[Path] = frozenset()
         self._has_hooks = False
+        sink.open(self._book)
 
     def start(self, settings: Settings) -> None:
         """Put a pipeline to work; the one before flushes and hands over its spools.
@@ -66,14 +71,15 @@ class _Process:
             ConfigurationError: `settings` cannot be used; the pipeline before goes on.
         """
         with self.lock:
-            book = self._book or self._new_book(settings)
+            book = self._book
             pipeline = self._new_pipeline(settings, book)
             pipeline.outbox.open()
             pipeline.take_cells()
             leases.start(self._new_desk(settings))
             predecessor, self.pipeline = self.pipeline, pipeline
-            self.settings, self._book = settings, book
+            self.settings = settings
             book.max_series_per_meter = settings.max_series_per_meter
+            book.max_events = MAX_WAITING_EVENTS
             if predecessor is not None:
                 predecessor.stop(_STOP_SECONDS)
                 # What does not fit is said, and must not keep the new one from starting.
@@ -115,13 +121,14 @@ class _Process:
         if self.pipeline is not None:
             self._inherited |= self.pipeline.abandon()
             self.pipeline = None
-        if self._book is not None:
-            self._book.unmap()
-        self._book = None
+        self._book.unmap()
         leases.after_fork_in_child()
         if self.settings is not None:
             self._book = self._new_book(self.settings)
             self._open_sink(self._book, self.settings)
+        elif not sink.is_closed:
+            self._book = self._early_book()
+            sink.open(self._book)
         self._hook_into_pools()
 
     def after_multiprocessing_fork(self) -> None:
@@ -149,8 +156,6 @@ class _Process:
 
     def _write_event_now(self, event: Event) -> bool:
         book, pipeline = self._book, self.pipeline
-        if book is None:
-            return False
         if pipeline is None:
             book.start_thread()
             pipeline = self.pipeline
@@ -158,6 +163,14 @@ class _Process:
             book.add_event(event)
             return False
         return pipeline.write_event(event)
+
+    def _early_book(self) -> CellBook:
+        """For usage before `configure`, which may never come."""
+        return CellBook(
+            max_series_per_meter=_EARLY_SERIES,
+            max_events=_EARLY_EVENTS,
+            on_new_thread=self._on_new_thread,
+        )
 
     def _new_book(self, settings: Settings) -> CellBook:
         return CellBook(
@@ -183,7 +196,7 @@ class _Process:
                 self._start_in_child()
 
     def _start_in_child(self) -> None:
-        if self.pipeline is None and self.settings is not None and self._book is not None:
+        if self.pipeline is None and self.settings is not None:
             self.pipeline = self._new_pipeline(self.settings, self._book)
             self.pipeline.take_cells()
             self.pipeline.start()
@@ -195,11 +208,6 @@ class _Process:
         # While what was there before is still there, e.g. the application's own MeterProvider; the last
         # word has the handler of the import.
         atexit.register(_flush_at_exit)
-        os.register_at_fork(
-            before=self.before_fork,
-            after_in_parent=self.after_fork_in_parent,
-            after_in_child=self.after_fork_in_child,
-        )
         multiprocessing.util.register_after_fork(self, _Process.after_multiprocessing_fork)
         if multiprocessing.process.parent_process() is not None:
             self.after_multiprocessing_fork()
@@ -408,3 +416,9 @@ def _flush_at_exit() -> None:
 # Now and not when configured: the last to be registered is the first to be called, and an application's own
 # handlers, which may record usage, are to be called before.
 atexit.register(_at_exit)
+# At once as well: what was counted before `configure` is the parent's too.
+os.register_at_fork(
+    before=_process.before_fork,
+    after_in_parent=_process.after_fork_in_parent,
+    after_in_child=_process.after_fork_in_child,
+)

@@ -24,7 +24,7 @@ class _Sink:
     """Where usage goes.
 
     Attributes:
-        local: The shards of `book`; None: not configured, usage is not counted.
+        local: The shards of `book`; None: shut down, usage is not counted.
         book: What is not in the spool yet.
         is_captured: Whether a test has the usage, and no pipeline.
         writes_events_now: Whether each event is to be on disk before `record` returns.
@@ -69,6 +69,11 @@ class _Sink:
     def close(self) -> None:
         """Count nothing any more; the book is still read by its pipeline."""
         self._put((self._pipelines[0], None))
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing is counted any more."""
+        return self._pipelines[1] is None
 
     @contextmanager
     def capture(self, book: CellBook) -> Iterator[None]:
@@ -140,8 +145,8 @@ def record(
     """Count usage.
 
     Never raises (under pytest it does), and never waits, except for the disk if `durable`. Usage that
-    cannot be counted, e.g. a negative quantity, is counted in `stats().rejected_usage`. Before `configure`
-    and after `shutdown` nothing is counted.
+    cannot be counted, e.g. a negative quantity, is counted in `stats().rejected_usage`. What is
+    recorded before `configure` waits in memory for it; after `shutdown` nothing is counted.
 
     Args:
         meter: The meter's slug, e.g. "api.calls".

@@ -43,7 +43,9 @@ def leave_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTEST_CURRENT_TEST")
 
 
-def test_unconfigured_nothing_happens(backend: Backend) -> None:
+def test_shut_down_nothing_happens(backend: Backend) -> None:
+    otel_metering.shutdown()
+
     @meter("api.calls")
     def call() -> int:
         return 13

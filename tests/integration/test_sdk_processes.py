@@ -29,8 +29,12 @@ def start(program: str, endpoint: str, spool_dir: Path) -> "subprocess.Popen[str
         from otel_metering import record
         otel_metering.configure(service_name="shop", retry_initial_seconds=0.05)
     """
+    return start_plain(textwrap.dedent(prelude) + textwrap.dedent(program), endpoint, spool_dir)
+
+
+def start_plain(program: str, endpoint: str, spool_dir: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(prelude) + textwrap.dedent(program)],
+        [sys.executable, "-c", textwrap.dedent(program)],
         env={
             **{name: value for name, value in os.environ.items() if "PYTEST" not in name},
             "METERING_ENDPOINT": endpoint,
@@ -57,6 +61,58 @@ def test_usage_at_exit_is_delivered(backend: Backend, tmp_path: Path) -> None:
     run("record('api.calls', 13, tenant='tenant_a')", backend, tmp_path)
 
     assert backend.total("api.calls") == 13
+
+
+def test_usage_before_configure_waits_for_it_and_a_fork_between_counts_nothing_twice(
+    backend: Backend, tmp_path: Path
+) -> None:
+    program = """
+        import os, sys, threading
+        import otel_metering
+        from otel_metering import meter, record
+        @meter("imports")
+        def load():
+            record("jobs", tenant="tenant_a", event_id="e1")
+        with otel_metering.tenant("tenant_a"):
+            load()
+            thread = threading.Thread(target=record, args=("imports", 99), kwargs={"tenant": "tenant_a"})
+            thread.start()
+            thread.join()
+        is_child = os.fork() == 0
+        otel_metering.configure(service_name="shop", retry_initial_seconds=0.05)
+        record("imports", 10 if is_child else 1, tenant="tenant_a")
+        if is_child:
+            sys.exit(0)
+        assert os.wait()[1] == 0
+    """
+    with start_plain(program, backend.endpoint, tmp_path) as process:
+        assert process.wait(timeout=60) == 0
+
+    run("record('imports', 0, tenant='tenant_a')", backend, tmp_path)
+
+    assert backend.total("imports") == 111
+    assert len(backend.events) == 1
+
+
+def test_usage_of_a_process_that_never_configures_is_bounded() -> None:
+    program = """
+        import otel_metering
+        from otel_metering import record, stats
+        for number in range(20_000):
+            record("api.calls", tenant="tenant_a", attributes={"id": number})
+            record("jobs", tenant="tenant_a", event_id=str(number))
+        print(stats().folded_usage, stats().rejected_usage)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env={name: value for name, value in os.environ.items() if "PYTEST" not in name},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+
+    assert done.stdout == "10000 19000\n"
 
 
 def test_usage_before_a_crash_of_the_program_is_delivered(backend: Backend, tmp_path: Path) -> None:

@@ -247,7 +247,11 @@ def test_a_plain_sum_is_one_observation_and_with_value_count_a_quantity_of_1() -
 
 
 def test_of_our_sdk_a_point_of_5_calls_is_5_where_events_are_counted() -> None:
-    spans = {"slug": "http.requests", "source": {"signal": "span"}, "aggregation": "count"}
+    spans: dict[str, object] = {
+        "slug": "http.requests",
+        "source": {"signal": "span"},
+        "aggregation": "count",
+    }
     pipe = pipe_of(spans, {**spans, "slug": "http.bytes", "aggregation": "sum"})
     for slug in ("http.requests", "http.bytes"):
         request = data_request([Data("sum", 5, attributes=TENANT)], name=slug)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
+import otel_metering
 from otel_metering import QuotaExceededError, meter, tenant
 from otel_metering._context import Holder, current
 from otel_metering._guard import problems
@@ -302,7 +303,9 @@ def test_a_meter_that_the_request_counts_is_not_asked_for_again(
     usage.assert_none()
 
 
-def test_no_quota_is_asked_where_nobody_configured(quota: Quota) -> None:
+def test_no_quota_is_asked_after_shutdown(quota: Quota) -> None:
+    otel_metering.shutdown()
+
     @meter("api.calls", quantity=100, quota="enforce")
     def call() -> int:
         return 1

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 import pytest
 
+import otel_metering
 from otel_metering import current_tenant, meter, record, set_tenant, tenant
 from otel_metering._call import Outcome
 from otel_metering._context import Holder, current
@@ -898,7 +899,8 @@ def test_the_application_gets_its_own_error_when_counting_fails_too(
         call()
 
 
-def test_nothing_is_counted_or_asked_where_nobody_configured() -> None:
+def test_nothing_is_counted_or_asked_after_shutdown() -> None:
+    otel_metering.shutdown()
     asked = []
 
     def ask(*_: object) -> int:
