@@ -94,6 +94,10 @@ class _Process:
 
     def stop(self, timeout_seconds: float) -> bool:
         """Deliver what can be delivered in time, and stop. True: all of it was acknowledged."""
+        if gate.is_mine():
+            # This is a signal handler that interrupted its own thread's use of a spool, which is not to be
+            # closed under its hands. The end of the process stops what is still at work.
+            return False
         with self.lock:
             sink.close()
             pipeline, self.pipeline, self.settings = self.pipeline, None, None

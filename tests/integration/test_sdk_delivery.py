@@ -1,3 +1,4 @@
+import signal
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import otel_metering
 from otel_metering import meter, record, tenant
 from otel_metering._guard import Problem, problems
 from otel_metering._lifecycle import _process
+from otel_metering._parcel import gate
 from otel_metering.errors import ConfigurationError, InvalidUsageError
 from otel_metering.spool import open_spool
 from tests.integration.sdk_backend import (
@@ -470,6 +472,26 @@ def test_a_configuration_at_any_moment_loses_nothing(
     deliver()
 
     assert backend.total("api.calls") == counted
+
+
+def test_shutdown_in_a_signal_handler_that_interrupts_a_use_of_the_spool_leaves_it_to_the_end(
+    configure: Configure, backend: Backend
+) -> None:
+    configure()
+    record("api.calls", 13, tenant="tenant_a")
+
+    def append_and_get_a_signal(*_: object) -> None:
+        assert not otel_metering.shutdown()
+
+    before = signal.signal(signal.SIGUSR1, append_and_get_a_signal)
+    try:
+        with gate.lock:
+            signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+    assert otel_metering.shutdown()
+    assert backend.total("api.calls") == 13
 
 
 def test_shutdown_delivers_and_leaves_no_file(
