@@ -12,7 +12,7 @@ from otel_metering.middleware.wsgi import MeteringMiddleware
 class Metering:
     """Makes the request's tenant current, and counts requests and bytes if meters are named for them.
 
-    `Metering(app, requests="http.requests")`, or `metering.init_app(app)` in an application factory. A
+    `Metering(app, requests="api.requests")`, or `metering.init_app(app)` in an application factory. A
     function given as `tenant` or `attributes` finds a Flask request in `request.native`.
 
     Args:

@@ -18,7 +18,7 @@ class MeteringOptions(TypedDict, total=False):
             function of a `Request`, or several of them, of which the first that knows decides
             [the header x-tenant-id].
         tenant_header: The same as `tenant=header(...)`.
-        requests: Meter that counts each request, e.g. "http.requests" [none].
+        requests: Meter that counts each request, e.g. "api.requests" [none].
         request_bytes: Meter that counts the bytes of request bodies, and of messages from websockets [none].
         response_bytes: Meter that counts the bytes of response bodies, and of messages to websockets [none].
         quota: "enforce" asks before each request whether `requests` may count one more for the tenant,

@@ -36,7 +36,7 @@ USES = [
     "from otel_metering.middleware.wsgi import MeteringMiddleware\n"
     + GET
     + "def app(environ, start_response):\n    start_response('200 OK', [])\n    return [b'']\n"
-    "app = MeteringMiddleware(app, requests='http.requests', tenant=sources)\n"
+    "app = MeteringMiddleware(app, requests='api.requests', tenant=sources)\n"
     "app(environ, lambda *_: None).close()\n",
     GET + "app(environ, lambda *_: None).close()\n",
 ]
@@ -59,7 +59,7 @@ def test_the_code_of_the_page_counts() -> None:
         (tenant, {name: value for name, _, value in dimensions})
         for series in counted
         for meter, tenant, dimensions in series
-        if meter == "http.requests"
+        if meter == "api.requests"
     ]
     always = {"http.request.method": "GET", "http.response.status_class": "2xx"}
     routes = ["/orders/{id}", "/", "/", None, None]
