@@ -64,6 +64,9 @@ def _status(
     if format_ is Format.JSON:
         print_json([{**asdict(file), "path": str(file.path)} for file in files])
         return
+    if not files:
+        typer.echo("nothing waits")
+        return
     now_ns = SystemClock().now_ns()
     table = Table("service", "file", "kind", "owner", "requests", "bytes", "oldest")
     for file in files:
@@ -160,6 +163,9 @@ def _list(files: list[SpoolFile]) -> None:
             number += 1
             size = str(len(payload))
             table.add_row(str(number), file.service, signal, size, reason, file.path.name)
+    if number == 0:
+        typer.echo("nothing was refused")
+        return
     print_table(table)
 
 
