@@ -36,6 +36,7 @@ from otel_metering._series import (
     fast_key,
     series_of,
 )
+from otel_metering._shared import forget_unused
 from otel_metering._wakeup import Wakeup
 from otel_metering.errors import InvalidUsageError
 
@@ -196,7 +197,7 @@ class CellBook:
         self.pressure: Wakeup = Wakeup()
         self._on_new_thread = on_new_thread
         self._ledgers: list[_Ledger] = []
-        self._series: dict[str, set[Series]] = {}
+        self._series: dict[str, dict[Series, Series]] = {}
         self._events: deque[Event] = deque()
         self._tidied = 0
         self._file: CellFile | None = None
@@ -212,8 +213,10 @@ class CellBook:
         series = series_of(meter, tenant, attributes)
         key, types = fast_key(meter, tenant, attributes)
         found = cells.get(key) if key is not None else None
-        if found is None and key is not None and self._has_room_for(series):
-            return self._put(cells, key, series, types)
+        if found is None and key is not None:
+            known = self._known(series)
+            if known is not None:
+                return self._put(cells, key, known, types)
         if found is not None and found.types == types:
             return found
         # Not under the fast key, which would find it for usage that only looks the same.
@@ -234,8 +237,8 @@ class CellBook:
             return found
         series = Series(meter, checked_tenant(tenant), dimensions)
         fitting = self._fitting(series)
-        if fitting is series:
-            return self._put(cells, key, series, None)
+        if fitting == series:
+            return self._put(cells, key, fitting, None)
         return cells.get(fitting) or self._put(cells, fitting, fitting, None)
 
     def map_into(self, file: CellFile | None) -> None:
@@ -298,26 +301,24 @@ class CellBook:
 
         A closed file keeps nothing.
         """
+        cells = [
+            cell
+            for ledger in list(self._ledgers)
+            for cell in ledger.all_cells()
+            if cell.nanos != cell.read_nanos
+            and ((slot := cell.slot) is None or slot.file is file or slot.file.is_closed)
+        ]
+        totals = [cell.nanos for cell in cells]
         deltas: dict[Series, int] = {}
-        cells: list[Cell] = []
-        totals: list[int] = []
         count = 0
-        for ledger in list(self._ledgers):
-            for cell in ledger.all_cells():
-                nanos = cell.nanos
-                if nanos == cell.read_nanos:
-                    continue
-                slot = cell.slot
-                if not (slot is None or slot.file is file or slot.file.is_closed):
-                    continue
-                delta = nanos - cell.read_nanos
-                before = deltas.setdefault(cell.series, delta)
-                if len(deltas) == count:
-                    deltas[cell.series] = before + delta
-                else:
-                    count += 1
-                cells.append(cell)
-                totals.append(nanos)
+        for cell, total in zip(cells, totals, strict=True):
+            delta = total - cell.read_nanos
+            # One look-up for a series that only one cell has, as most.
+            before = deltas.setdefault(cell.series, delta)
+            if len(deltas) == count:
+                deltas[cell.series] = before + delta
+            else:
+                count += 1
         return Reading(deltas, cells, totals, list(self._events))
 
     def confirm(self, reading: Reading) -> None:
@@ -327,8 +328,12 @@ class CellBook:
         for _ in reading.events:
             self._events.popleft()
 
-    def tidy(self) -> None:
-        """Free what nobody can add to any more, and now and then evict what is idle."""
+    def tidy(self) -> bool:
+        """Free what nobody can add to any more, and now and then evict what is idle.
+
+        Returns:
+            Whether it was time to look for what is idle.
+        """
         for ledger in list(self._ledgers):
             # In this order: once the owner is gone, what the cells hold is final.
             if ledger.owner() is None and _is_read(ledger.all_cells()):
@@ -337,9 +342,12 @@ class CellBook:
             if ledger.evicted and _REFERENCES_ARE_EXACT:
                 self._free_evicted(ledger)
         self._tidied += 1
-        if self._tidied % _FLUSHES_PER_SWEEP == 0 and _REFERENCES_ARE_EXACT:
+        is_sweep = self._tidied % _FLUSHES_PER_SWEEP == 0
+        if is_sweep and _REFERENCES_ARE_EXACT:
             for ledger in self._ledgers:
                 _evict_idle(ledger)
+            forget_unused()
+        return is_sweep
 
     def start_thread(self) -> None:
         """Count the calling thread in; a child's first thread starts its pipeline."""
@@ -380,18 +388,19 @@ class CellBook:
 
     def _fitting(self, series: Series) -> Series:
         """`series`, without its dimensions if there are too many."""
-        if self._has_room_for(series):
-            return series
+        known = self._known(series)
+        if known is not None:
+            return known
         problems.report(Problem.FOLDED_USAGE, f"meter {series.meter} has too many series")
         return Series(series.meter, series.tenant, ())
 
-    def _has_room_for(self, series: Series) -> bool:
-        known = self._series.setdefault(series.meter, set())
+    def _known(self, series: Series) -> Series | None:
+        """`series`, one object for all threads; None: there are too many."""
+        known = self._series.setdefault(series.meter, {})
         # Usage without dimensions always has room: the tenant is never lost.
         if series.dimensions and len(known) >= self.max_series_per_meter and series not in known:
-            return False
-        known.add(series)
-        return True
+            return None
+        return known.setdefault(series, series)
 
     def _free_evicted(self, ledger: _Ledger) -> None:
         final: list[Cell] = []
@@ -406,7 +415,7 @@ class CellBook:
     def _forget(self, cells: list[Cell]) -> None:
         # Other threads may still have the series; then it counts as new once more, which is harmless.
         for cell in cells:
-            self._series.get(cell.series.meter, set()).discard(cell.series)
+            self._series.get(cell.series.meter, {}).pop(cell.series, None)
             if cell.slot is not None:
                 cell.slot.file.release(cell.slot)
 

@@ -5,11 +5,11 @@ as near to it as possible.
 """
 
 import math
-from collections.abc import Hashable, Mapping
-from functools import lru_cache
-from typing import Final, TypeVar
+from collections.abc import Mapping
+from typing import Final
 
 from otel_metering._guard import Problem, problems
+from otel_metering._shared import shared
 from otel_metering.contract.attributes import EVENT_ID, QUANTITY, QUANTITY_SCALE, TENANT_ID
 
 Value = str | bool | int | float
@@ -25,8 +25,6 @@ MAX_ATTRIBUTES: Final = 64
 
 MAX_TEXT_LENGTH: Final = 1024
 """Characters of a value; the rest is cut off."""
-
-_T = TypeVar("_T", bound=Hashable)
 
 _OURS = frozenset({TENANT_ID, EVENT_ID, QUANTITY, QUANTITY_SCALE})
 _INT64 = 2**63
@@ -47,15 +45,8 @@ def dimensions_of(attributes: Mapping[str, object] | None) -> Dimensions:
             Problem.IGNORED_ATTRIBUTES,
             f"attributes may be {MAX_ATTRIBUTES}, without {', '.join(sorted(_OURS))}",
         )
-    found = [_shared(_dimension(name, kept[name])) for name in list(kept)[:MAX_ATTRIBUTES]]
-    shared: Dimensions = _shared(tuple(found))
-    return shared
-
-
-@lru_cache(maxsize=10_000)
-def _shared(value: _T) -> _T:
-    """One object for all series that have it."""
-    return value
+    found = [_dimension(name, kept[name]) for name in list(kept)[:MAX_ATTRIBUTES]]
+    return shared(tuple(map(shared, found)))
 
 
 def _dimension(name: str, value: object) -> Dimension:

@@ -16,6 +16,7 @@ from otel_metering._encode import (
     Limits,
     encode_events,
     encode_usage,
+    forget_idle,
     resource_of,
 )
 from otel_metering._export import Sender, rest_forever
@@ -198,7 +199,8 @@ class Pipeline:
         if self.settings.transport_mode == "mirror":
             with guarded:
                 self._mirror(reading.deltas, reading.events)
-        self._book.tidy()
+        if self._book.tidy():
+            forget_idle()
         if self._cells is not None:
             self._cells.tick(alive_ns=now_ns, read_until_ns=interval.end_ns)
         return True

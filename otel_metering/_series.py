@@ -2,14 +2,17 @@
 
 import json
 from collections.abc import Hashable, Mapping
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from otel_metering._dimensions import Dimensions, dimensions_of
+from otel_metering._shared import shared
 from otel_metering.contract.event import MAX_EVENT_ID_LENGTH, check_name
 from otel_metering.errors import InvalidUsageError
 
 _EXACT_KEY_TYPES: Final = frozenset({str, bool, int, type(None)})
 """Values that mean the same whenever they are equal and of one type. (NaN, and objects, do not.)"""
+
+_T = TypeVar("_T", bound=Hashable)
 
 
 class Series(NamedTuple):
@@ -81,16 +84,25 @@ def _name(kind: str, text: object) -> str:
     if not isinstance(text, str):
         raise InvalidUsageError(f"{kind} is of type {type(text).__name__}; give text")
     # A plain str, not an enum's member, which would print as its name.
-    return check_name(kind, str.__str__(text))
+    return shared(check_name(kind, str.__str__(text)))
 
 
 def fast_key(
     meter: str, tenant: str | None, attributes: Mapping[str, object] | None
 ) -> tuple[Hashable | None, tuple[type, ...] | None]:
     """The key that `record` looks under, and the types of its values; no key if it could mislead."""
+    meter, tenant = _shared_text(meter), _shared_text(tenant)
     if not attributes:
         return (meter, tenant), None
     types = tuple(map(type, attributes.values()))
     if not (_EXACT_KEY_TYPES.issuperset(types) and all(type(name) is str for name in attributes)):
         return None, None
-    return (meter, tenant, tuple(attributes.items())), None if set(types) == {str} else types
+    if set(types) == {str}:
+        return (meter, tenant, shared(tuple(map(shared, attributes.items())))), None
+    # Not shared: True would become 1, and the types would not be those of the key any more.
+    return (meter, tenant, tuple(attributes.items())), types
+
+
+def _shared_text(text: _T) -> _T:
+    # A subclass of str may be equal to what it does not mean.
+    return shared(text) if type(text) is str else text

@@ -1,4 +1,5 @@
 import gc
+import sys
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from otel_metering._cells import CellBook, Series, series_of
 from otel_metering._guard import problems
 from otel_metering._record import record, sink
+from otel_metering._shared import MAX_SHARED, forget_unused, shared
 from otel_metering.errors import InvalidUsageError
 
 
@@ -170,6 +172,63 @@ def test_cells_in_use_are_not_evicted(book: CellBook) -> None:
         take(book)
 
     assert len(book.local.shard.cells) == 1
+
+
+def test_series_of_all_threads_are_one_object_made_of_one_copy_of_each_text(book: CellBook) -> None:
+    def use() -> None:
+        for meter in ("api.calls", "jobs"):
+            route = "".join(["/route/", "one"])  # another object each time
+            record(meter, tenant="".join(["tenant_", "one"]), attributes={"route": route})
+
+    threads = [threading.Thread(target=use) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    found = [cell.series for cell in book.read().cells]
+    assert len(found) == 4
+    assert len({id(series) for series in found}) == 2
+    assert len({id(series.tenant) for series in found}) == 1
+    assert len({id(series.dimensions) for series in found}) == 1
+
+
+def test_the_text_of_evicted_series_is_not_kept(book: CellBook) -> None:
+    value = "".join(["value_", "gone"])
+    before = sys.getrefcount(value)
+    record("api.calls", tenant="".join(["tenant_", "gone"]), attributes={"route": value})
+    record("api.calls", attributes={"route": value, "code": 200})
+
+    for _ in range(60 * 5):
+        take(book)
+
+    assert sys.getrefcount(value) == before
+    again = "".join(["tenant_", "gone"])
+    assert shared(again) is again
+
+
+def test_what_is_shared_is_bounded_and_stays_shared_while_it_is_in_use() -> None:
+    kept = shared(("kept", 0))
+    forget_unused()
+    assert shared(("kept", int("0"))) is kept
+    first = ("value", -1)
+    before = sys.getrefcount(first)
+
+    shared(first)
+    for number in range(MAX_SHARED):
+        shared(("value", number))
+
+    assert sys.getrefcount(first) == before  # let go of, like all others, when there were too many
+
+
+def test_equal_values_of_other_types_are_not_shared(book: CellBook) -> None:
+    for value in (True, 1, "1", True, 1, "1"):
+        record("api.calls", tenant="tenant_a", attributes={"n": value})
+
+    assert {
+        type(series.dimensions[0][2]): (series.dimensions[0][1], quantity)
+        for series, quantity in take(book).items()
+    } == {bool: ("bool", 2), int: ("int", 2), str: ("str", 2)}
 
 
 def test_too_many_series_keep_the_tenant_and_lose_dimensions() -> None:
