@@ -21,6 +21,8 @@ _T = TypeVar("_T")
 _cancelling: Final[set[asyncio.Future[None]]] = set()
 """Kept until they are done: an event loop forgets tasks that nobody holds."""
 
+_CANCEL_AGAIN_SECONDS: Final = 0.1
+
 _REMEDY: Final = "shorten the range, widen the window, name a tenant, or filter by dimensions instead of attributes"
 
 
@@ -67,9 +69,8 @@ async def _run(request: Request, services: Services, work: Callable[[Store, Read
     leaving = asyncio.ensure_future(_left(request))
     try:
         await asyncio.wait({running, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not running.done():
-            await run_in_threadpool(store.cancel, limits.tag)
-        return await running
+        await _end(store, limits.tag, running)
+        return running.result()
     except ReadLimitError as error:
         raise TooLargeError(
             f"the read was ended: {error}; it may take {limits.seconds:g} s and scan {limits.rows} rows; "
@@ -77,12 +78,21 @@ async def _run(request: Request, services: Services, work: Callable[[Store, Read
         ) from error
     except asyncio.CancelledError:
         # The answer had begun, and its client has gone away. Whoever cancels may do so again: the task is kept.
-        _cancelling.add(task := asyncio.ensure_future(run_in_threadpool(store.cancel, limits.tag)))
+        _cancelling.add(task := asyncio.ensure_future(_end(store, limits.tag, running)))
         task.add_done_callback(_cancelling.discard)
         await asyncio.shield(task)
         raise
     finally:
         leaving.cancel()
+
+
+async def _end(store: Store, tag: str, running: asyncio.Future[_T]) -> None:
+    """Let a read end soon, and wait until it has."""
+    while not running.done():
+        # Again and again: a read that has not begun yet cannot be found.
+        await run_in_threadpool(store.cancel, tag)
+        await asyncio.wait({running}, timeout=_CANCEL_AGAIN_SECONDS)
+    running.exception()  # so that nobody misses it, where nobody asks
 
 
 async def _left(request: Request) -> None:

@@ -19,7 +19,7 @@ OPTIONS = {
 def pytest_addoption(parser: pytest.Parser) -> None:
     for name, meaning in OPTIONS.items():
         parser.addoption(f"--{name}", action="store_true", help=meaning)
-    parser.addoption("--seeds", type=int, default=200, help="how many seeds of faults are tried")
+    parser.addoption("--seeds", type=int, default=100, help="how many seeds of faults are tried")
     parser.addoption("--seed", type=int, help="try this seed of faults alone")
 
 
