@@ -8,12 +8,14 @@ from opentelemetry.util.types import Attributes
 Sources = Sequence[tuple[str, str]]
 """(the name to look for, the attribute's newest name), newest first."""
 
+METHOD: Final = "http.request.method"
+ROUTE: Final = "http.route"
 STATUS_CLASS: Final = "http.response.status_class"
 """Not a semantic convention: "2xx" of the status 204."""
 
 REQUEST_ATTRIBUTES: Final = (
-    "http.request.method",
-    "http.route",
+    METHOD,
+    ROUTE,
     STATUS_CLASS,
     "rpc.service",
     "rpc.method",
@@ -26,7 +28,7 @@ INFERENCES: Final = frozenset({"chat", "embeddings", "generate_content", "text_c
 """Values of `gen_ai.operation.name` that are one call of a model (GenAI semantic conventions)."""
 
 _OLD_NAMES: Final = {
-    "http.request.method": ("http.method",),
+    METHOD: ("http.method",),
     "http.response.status_code": ("http.status_code",),
 }
 """Semantic conventions, migration guide from 1.20 to 1.23."""

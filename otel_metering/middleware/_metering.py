@@ -16,6 +16,7 @@ from otel_metering._guard import Problem, guarded, problems
 from otel_metering._leases import Grant, leases
 from otel_metering._quantity import NANOS_PER_UNIT
 from otel_metering._record import record
+from otel_metering._semconv import METHOD, ROUTE, STATUS_CLASS
 from otel_metering.contract.attributes import RESERVATION_ID, TENANT_ID
 from otel_metering.contract.event import check_name, is_valid_name
 from otel_metering.errors import ConfigurationError, InvalidUsageError, QuotaExceededError
@@ -23,10 +24,6 @@ from otel_metering.middleware._denial import Denial, denial_of
 from otel_metering.middleware._request import Request
 from otel_metering.middleware.options import Attributes
 from otel_metering.middleware.tenants import Source, first, header, is_blocking
-
-METHOD: Final = "http.request.method"
-ROUTE: Final = "http.route"
-STATUS_CLASS: Final = "http.response.status_class"
 
 _METHODS: Final = frozenset(
     {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"}
