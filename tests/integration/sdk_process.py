@@ -18,6 +18,8 @@ DURABILITIES: Final = ("normal", *KILL_PROOF)
 
 _PRELUDE: Final = """
 import atexit, os, signal, sys, threading
+# As of a program that is started by hand: what runs in the background may inherit that it is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import otel_metering
 from otel_metering import record
 otel_metering.configure(service_name="shop", retry_initial_seconds=0.05, retry_max_seconds=0.2)
