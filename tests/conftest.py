@@ -1,5 +1,7 @@
 """Options of the suite."""
 
+import signal
+
 import hypothesis
 import pytest
 
@@ -14,6 +16,13 @@ OPTIONS = {
     "peers": "run the tests that build a real OpenTelemetry Collector first, which takes minutes",
 }
 """Marker -> what the option of the same name does."""
+
+
+def pytest_configure() -> None:
+    # A suite that runs in the background may have inherited that SIGINT is ignored, and the processes that
+    # tests start would as well.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
