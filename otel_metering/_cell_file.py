@@ -239,7 +239,7 @@ class CellFile:
 
     def _new_segment(self, words: int) -> _Segment:
         payload = _boot_id() + self._header.resource
-        header_words = _in_grains(_HEADER_WORDS + -(-len(payload) // _WORD))
+        header_words = _header_words(payload)
         if self._fd < 0:
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         needed = _WORD * (words + (0 if self._length else header_words))
@@ -349,7 +349,7 @@ def read_cell_file(path: Path) -> Contents | None:
     if len(words) < _HEADER_WORDS or words[0] == 0:
         return None
     payload = _checked(words, _HEADER_WORDS - 2)
-    if words[0] != _MAGIC or payload is None:
+    if words[0] != _MAGIC or payload is None or words[1] != _header_words(payload):
         raise ValueError(f"{path} is not what was written")
     found = list(_blocks(words))
     return Contents(
@@ -361,6 +361,10 @@ def read_cell_file(path: Path) -> Contents | None:
         blocks=[block for block in found if block is not None],
         is_damaged=None in found,
     )
+
+
+def _header_words(payload: bytes) -> int:
+    return _in_grains(_HEADER_WORDS + -(-len(payload) // _WORD))
 
 
 def _blocks(words: "memoryview[int]") -> Iterator[Block | None]:
