@@ -1,0 +1,1 @@
+"""Typed builders of what Grafana reads: dashboards, alert rules, data sources."""

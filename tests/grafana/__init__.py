@@ -1,0 +1,1 @@
+"""Every query that Grafana would send, sent; every alert rule, fired."""
