@@ -32,6 +32,9 @@ from pathlib import Path
 from struct import pack_into
 from typing import Final, NamedTuple
 
+SUFFIX: Final = ".cells"
+"""End of the names of these files."""
+
 SEGMENT_BYTES: Final = 256 * 1024
 """Space is taken from the disk by multiples of it; the rest of a segment may stay unused."""
 
@@ -56,6 +59,11 @@ GRAIN_WORDS: Final = 8
 """Each block begins at a multiple of it."""
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+def cells_path(spool: Path) -> Path:
+    """Of the file with what is not in this spool yet."""
+    return spool.with_suffix(SUFFIX)
 
 
 class Slot:

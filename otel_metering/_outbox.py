@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
+from otel_metering._cell_file import cells_path
 from otel_metering._config import Settings
 from otel_metering._encode import LOGS
 from otel_metering._guard import Problem, problems
@@ -75,7 +76,7 @@ class Outbox:
     @property
     def cells_path(self) -> Path:
         """Of the file for this process's cells; nobody may make it before `open`."""
-        return _cells_of(self._path)
+        return cells_path(self._path)
 
     def put(
         self,
@@ -254,7 +255,7 @@ class Outbox:
         """Put what its process had not flushed into `spool`, if there is room."""
         try:
             recover_cells(
-                _cells_of(spool.path),
+                cells_path(spool.path),
                 spool,
                 max_points=self._settings.batch_size,
                 now_ns=self._clock.now_ns(),
@@ -267,7 +268,7 @@ class Outbox:
     def _make_room(self, own: Spool) -> None:
         """A full disk keeps delivered requests in the file: an empty spool makes room by its end."""
         if own.entry_count == 0 and not own.has_states():
-            _delete(own)
+            own.delete()
             self._own = None
 
     def _note_damage(self, path: Path, error: ConfigurationError) -> None:
@@ -318,22 +319,9 @@ def _spool_of(parcel: Parcel) -> Spool:
     return parcel.spool
 
 
-def _cells_of(path: Path) -> Path:
-    return path.with_suffix(".cells")
-
-
 def _put_down(spool: Spool) -> None:
     """Close a file; delete it if nothing is in it, nor in the file of cells that belongs to it."""
-    if spool.entry_count == 0 and not _cells_of(spool.path).exists():
-        _delete(spool)
+    if spool.entry_count == 0 and not cells_path(spool.path).exists():
+        spool.delete()
     else:
         spool.close()
-
-
-def _delete(spool: Spool) -> None:
-    """Close and delete an empty spool; only its owner ever appends, so it stays empty."""
-    spool.close()
-    # The file itself last: as long as it is there, whoever looks for orphans finds it and goes on.
-    for suffix in ("-wal", "-shm", ".lock", ""):
-        with contextlib.suppress(OSError):
-            Path(f"{spool.path}{suffix}").unlink()

@@ -20,14 +20,12 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
 )
 
+from otel_metering._cell_file import SUFFIX as CELLS
 from otel_metering._encode import LOGS
 from otel_metering._outbox import REFUSED
 from otel_metering._spool_integrity import check
 from otel_metering.errors import ConfigurationError, SpoolInUseError
 from otel_metering.spool import Spool, open_spool
-
-CELLS: Final = ".cells"
-"""End of the names of files with usage that was not flushed yet."""
 
 _DAMAGED: Final = ".damaged"
 """End of the names of what a salvage keeps."""
@@ -146,11 +144,10 @@ def _owned(path: Path) -> Iterator[Spool]:
     try:
         yield spool
     finally:
-        is_empty = spool.entry_count == 0
-        spool.close()
-        if is_empty:
-            for suffix in ("", "-wal", "-shm", ".lock"):
-                Path(f"{path}{suffix}").unlink(missing_ok=True)
+        if spool.entry_count == 0:
+            spool.delete()
+        else:
+            spool.close()
 
 
 def _look_at(service: str, path: Path) -> SpoolFile:

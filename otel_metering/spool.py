@@ -16,6 +16,7 @@ database). Rules that live only here:
 Any thread may call any method; calls are serialized.
 """
 
+import contextlib
 import fcntl
 import os
 import sqlite3
@@ -289,6 +290,17 @@ class Spool:
             if self._lock_fd >= 0:
                 os.close(self._lock_fd)
                 self._lock_fd = -1
+
+    def delete(self) -> None:
+        """Close the file and delete it, with all that belongs to it; only an empty one may go.
+
+        What cannot be deleted stays, as an empty spool.
+        """
+        self.close()
+        # The file itself last: as long as it is there, whoever looks for orphans finds it and goes on.
+        for suffix in ("-wal", "-shm", ".lock", ""):
+            with contextlib.suppress(OSError):
+                Path(f"{self.path}{suffix}").unlink()
 
     def abandon(self) -> None:
         """In a forked child: let go of the parent's file without touching it.
