@@ -21,6 +21,7 @@ from receiver.rows import admitted_at_ms
 from receiver.seen import SeenIds
 from receiver.store.client import Store
 from receiver.store.keys import ApiKeys
+from receiver.store.meter_definitions import MeterDefinitions
 from receiver.store.meters import ApiMeters
 from receiver.store.migrate import migrate
 from receiver.telemetry import Telemetry
@@ -36,6 +37,7 @@ class Receiver:
         keys: The API keys.
         made_meters: The meters that were made by API; ingest takes their events without them.
         meters_file: What `meters.yaml` says, also after it was changed.
+        definitions: Writes both into the database, for dashboards.
         spool: What is acknowledged and not in the database yet.
         ingest: Takes requests.
         writer: Takes the spool into the database.
@@ -64,6 +66,9 @@ class Receiver:
         restore_states(self.store, self.spool)
         self.keys = ApiKeys(self.store, clock)
         self.made_meters = ApiMeters(self.store, clock)
+        self.definitions = MeterDefinitions(
+            self.store, clock, file=lambda: self.meters, made=self.made_meters
+        )
         self.telemetry = Telemetry(clock)
         self.stats = PipelineStats(
             self.telemetry, self.store, settings.instance or socket.gethostname()
@@ -130,6 +135,7 @@ class Receiver:
         """Start the threads."""
         self.keys.start()
         self.made_meters.start()
+        self.definitions.start()
         self.writer.start()
         self.ingest.start()
         self.stats.start()
@@ -146,6 +152,7 @@ class Receiver:
         is_drained = self.writer.stop(self._settings.drain_seconds)
         self.stats.stop()
         self.keys.stop()
+        self.definitions.stop()
         self.made_meters.stop()
         self.spool.close()
         self.store.close()
