@@ -92,7 +92,7 @@ def rows(store: Store) -> dict[str, tuple[Any, ...]]:
 
 
 TOKENS = ("file", "Tokens of models", "sum", "{token}", ["model", "type"])
-USERS = ("file", "", "unique_count", "", [])
+USERS: tuple[Any, ...] = ("file", "", "unique_count", "", [])
 
 
 def test_the_table_has_the_definitions_of_the_file_and_those_made_by_api(
