@@ -181,14 +181,14 @@ def oracle_used(
 ) -> dict[str, Decimal]:
     """Tenant -> what it used; of who used nothing there is nothing."""
     found: dict[str, Decimal] = {}
-    for event in world.events:
-        is_meant = event["meter"] == one.meter and all(
-            event["dimensions"].get(name, "") in values for name, values in one.filter
+    for used in world.events:
+        is_meant = used["meter"] == one.meter and all(
+            used["dimensions"].get(name, "") in values for name, values in one.filter
         )
-        if is_meant and start <= event["timestamp"] and (end is None or event["timestamp"] < end):
-            amount = event["quantity"] if one.meter == "calls" else Decimal(event["observations"])
-            amount = Decimal(0) if event["is_corrected"] else amount
-            found[event["tenant_id"]] = found.get(event["tenant_id"], Decimal(0)) + amount
+        if is_meant and start <= used["timestamp"] and (end is None or used["timestamp"] < end):
+            amount = used["quantity"] if one.meter == "calls" else Decimal(used["observations"])
+            amount = Decimal(0) if used["is_corrected"] else amount
+            found[used["tenant_id"]] = found.get(used["tenant_id"], Decimal(0)) + amount
     return found
 
 
@@ -247,7 +247,7 @@ def some_events(dice: random.Random, around_ns: int) -> list[Event]:
     "seed", [0, 1, *(pytest.param(n, marks=pytest.mark.long) for n in range(2, 40))]
 )
 def test_every_row_is_what_an_oracle_says(store: CountingStore, seed: int) -> None:
-    dice = random.Random(seed)  # noqa: S311 - not for secrets
+    dice = random.Random(seed)
     # Around a change of the clock in New York and Berlin, and the end of a month.
     one = world(
         store, dice.choice(["2026-03-08T05:30:00", "2026-10-24T23:10:00", "2026-02-28T11:00:00"])
