@@ -70,6 +70,7 @@ class Receiver:
             self.store, clock, file=lambda: self.meters, made=self.made_meters
         )
         self.telemetry = Telemetry(clock)
+        self.telemetry.also("keys", self.keys.counts.read)
         self.stats = PipelineStats(
             self.telemetry, self.store, settings.instance or socket.gethostname()
         )

@@ -1,17 +1,14 @@
 """`metering.meter_definitions` has what is in force, is written when that changes, and holds up nothing."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from otel_metering.clock import ManualClock, SystemClock
+from otel_metering.clock import ManualClock
 from otel_metering.contract.meter import Aggregation, Meters
 from otel_metering.errors import UnavailableError
-from receiver.app import Receiver
-from receiver.config import Settings
 from receiver.meters_yaml import read_text
 from receiver.store import tables
 from receiver.store.client import Store
@@ -200,22 +197,3 @@ def test_a_change_just_before_the_stop_is_written(store: CountingStore) -> None:
     world.writer.stop()
 
     assert "orders" in rows(store)
-
-
-def test_the_receiver_writes_the_file_at_its_start_and_whenever_it_changes(
-    shared: CountingStore, tmp_path: Path
-) -> None:
-    shared.close()  # one path at a time in one process
-    path = tmp_path / "meters.yaml"
-    path.write_text(FILE)
-    receiver = Receiver(Settings(data_dir=tmp_path / "data", meters_file=path), SystemClock())
-    receiver.start()
-    try:
-        eventually(
-            lambda: rows(receiver.store), lambda found: set(found) == {"llm.tokens", "active.users"}
-        )
-        path.write_text("meters:\n- slug: one\n")
-        receiver.meters_file.reload()
-        eventually(lambda: set(rows(receiver.store)), lambda found: found == {"one"})
-    finally:
-        assert receiver.stop()
