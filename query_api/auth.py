@@ -23,8 +23,8 @@ from query_api.key_requests import TRANSPORT
 from query_api.problems import ForbiddenError, UnauthenticatedError
 from query_api.rate_limits import RateLimits
 from query_api.services import Services, ServicesDep
-from query_api.tokens import PREFIX, authenticate_token, token_refusal
-from receiver.store.keys import ApiKeys, Principal, Refusal, Refused, Scope
+from query_api.tokens import PREFIX, authenticate_token, refusal
+from receiver.store.keys import Principal, Refused, Scope
 
 _METER: Final = "meter"
 
@@ -64,17 +64,13 @@ def identify(request: Request, services: Services, key: str | None) -> Principal
     else:
         principal = services.keys.authenticate(key)
     if principal is None:
-        services.keys.counts.refused(TRANSPORT, _refusal(key, services.keys))
+        services.keys.counts.refused(TRANSPORT, refusal(key, services.keys))
         raise UnauthenticatedError("the API key is unknown, revoked or expired; use another one")
     name_key(request, principal.key_id)
     limits = request.app.state.rate_limits
     assert isinstance(limits, RateLimits)  # noqa: S101 - create_app put it there
     limits.check(principal)
     return principal
-
-
-def _refusal(key: str, keys: ApiKeys) -> Refusal:
-    return token_refusal(key, keys) if key.startswith(PREFIX) else keys.refusal(key)
 
 
 def check_scope(principal: Principal, *scopes: Scope) -> None:

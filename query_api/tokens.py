@@ -79,10 +79,12 @@ def authenticate_token(token: str, keys: ApiKeys, *, now_ns: int) -> Principal |
     )
 
 
-def token_refusal(token: str, keys: ApiKeys) -> Refusal:
-    """Why `authenticate_token` knows nobody by it: a key is named only by a token that it has signed."""
-    signed, _, signature = token.partition(".")
-    lines = _lines(signed) if len(token) <= _MAX_LENGTH else []
+def refusal(text: str, keys: ApiKeys) -> Refusal:
+    """Why nobody is known by the text of a key or token: a key is named only by itself, or what it has signed."""
+    if not text.startswith(PREFIX):
+        return keys.refusal(text)
+    signed, _, signature = text.partition(".")
+    lines = _lines(signed) if len(text) <= _MAX_LENGTH else []
     key = keys.shown(lines[1]) if len(lines) > 1 else None
     if key is None or not hmac.compare_digest(_signature(key, signed).encode(), signature.encode()):
         return Refusal(Refused.UNKNOWN)

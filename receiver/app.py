@@ -24,6 +24,7 @@ from receiver.store.keys import ApiKeys
 from receiver.store.meter_definitions import MeterDefinitions
 from receiver.store.meters import ApiMeters
 from receiver.store.migrate import migrate
+from receiver.store.readers import prepare_readers
 from receiver.telemetry import Telemetry
 from receiver.tls import from_settings
 from receiver.writer import Writer
@@ -63,6 +64,7 @@ class Receiver:
         )
         self.store = Store(settings.store_url)
         migrate(self.store, clock)
+        prepare_readers(self.store)
         restore_states(self.store, self.spool)
         self.keys = ApiKeys(self.store, clock)
         self.made_meters = ApiMeters(self.store, clock)
