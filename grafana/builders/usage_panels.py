@@ -95,13 +95,15 @@ QUOTA_SHARE: Final = "if(quantity_limit = 0, if(quantity_used > 0, 1, 0), toFloa
 """Which part of the limit was used; all of it when the limit is nothing and anything was used."""
 
 
-def usage_table(*, links: Sequence[Link] = (), width: int = 14) -> Panel:
-    """Usage of each meter beside the period before."""
+def usage_table(
+    *, links: Sequence[Link] = (), count_tenants: bool = True, width: int = 14
+) -> Panel:
+    """Usage of each meter beside the period before; `count_tenants`: and how many tenants had any."""
     return table(
         title="Usage by meter",
         description="Usage of each meter as its definition reads it, and in the period of the same length before. "
         f"Meters have different units, so there is no sum over them. {sql.WHOLE_NOTE} {sql.ROLLUP_NOTE}",
-        sql=usage_sql.by_meter(),
+        sql=usage_sql.by_meter(count_tenants=count_tenants),
         unit="locale",
         no_value="-",
         columns=(
@@ -111,7 +113,7 @@ def usage_table(*, links: Sequence[Link] = (), width: int = 14) -> Panel:
             Column(name="usage", title="Usage"),
             Column(name="previous", title="Period before"),
             change_column(),
-            Column(name="tenants", title="Tenants", width=90, unit="short"),
+            *((Column(name="tenants", title="Tenants", width=90, unit="short"),) * count_tenants),
         ),
         width=width,
         height=10,

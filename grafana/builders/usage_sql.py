@@ -13,8 +13,9 @@ ONE_METER: Final = "meter IN (${meter:singlequote})"
 """The meter of a repeated row. `$__conditionalAll` would look at the choice at the top, which may be All."""
 
 
-def by_meter(where: str = sql.SCOPE) -> str:
-    """A row for each meter: usage, that of the period before, and how many tenants."""
+def by_meter(where: str = sql.SCOPE, *, count_tenants: bool = True) -> str:
+    """A row for each meter: usage, that of the period before, and how many tenants had any."""
+    tenants = ", uniqExactIf(tenant_id, current) AS tenants" if count_tenants else ""
     rows = sql.usage_rows(
         f"window_start, tenant_id, meter, {sql.STATES}", where, start=sql.PREVIOUS_FROM
     )
@@ -24,8 +25,7 @@ def by_meter(where: str = sql.SCOPE) -> str:
         f"if({sql.AGGREGATION} = '', 'sum, no definition', {sql.AGGREGATION}) AS aggregation, "
         f"{sql.usage_value(sql.AGGREGATION, 'current')} AS usage, "
         f"{sql.usage_value(sql.AGGREGATION, 'NOT current')} AS previous, "
-        "if(previous > 0, usage / previous - 1, NULL) AS change, "
-        "uniqExactIf(tenant_id, current) AS tenants "
+        f"if(previous > 0, usage / previous - 1, NULL) AS change{tenants} "
         f"FROM (SELECT {sql.IS_CURRENT} AS current, meter, tenant_id, {sql.STATES} "
         f"FROM {rows}) GROUP BY meter ORDER BY meter LIMIT 1000"
     )

@@ -52,12 +52,13 @@ def build() -> Dashboard:
             Row(
                 title="Usage",
                 panels=(
-                    usage_panels.usage_table(links=(_TO_EVENTS,)),
+                    usage_panels.usage_table(links=(_TO_EVENTS,), count_tenants=False),
                     usage_panels.month_table(),
                     usage_panels.measurements_panel(),
                 ),
             ),
             Row(title="Quotas", panels=(_quota_gauges(), _quota_table())),
+            Row(title="Last events", panels=(_last_events(),)),
             Row(
                 title="$meter by $dimension",
                 repeat="meter",
@@ -79,7 +80,6 @@ def build() -> Dashboard:
                     _months(),
                 ),
             ),
-            Row(title="Events", panels=(_last_events(),)),
         ),
     )
 
