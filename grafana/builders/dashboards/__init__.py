@@ -4,10 +4,21 @@ from collections.abc import Callable
 from typing import Final
 
 from grafana.builders.dashboard import Dashboard
-from grafana.builders.dashboards import keys, llm, overview, pipeline, quality, quotas
+from grafana.builders.dashboards import (
+    events,
+    keys,
+    llm,
+    overview,
+    pipeline,
+    quality,
+    quotas,
+    tenant,
+)
 
 ALL: Final[tuple[Callable[[], Dashboard], ...]] = (
     overview.build,
+    tenant.build,
+    events.build,
     quotas.build,
     keys.build,
     pipeline.build,
