@@ -5,7 +5,7 @@ bars for usage and lines for levels, so that the dashboards read as one.
 """
 
 from collections.abc import Sequence
-from typing import Literal, Unpack
+from typing import Final, Literal, Unpack
 
 from grafana_foundation_sdk.models import barchart as sdk_barchart
 from grafana_foundation_sdk.models import bargauge as sdk_bargauge
@@ -16,7 +16,7 @@ from grafana_foundation_sdk.models import stat as sdk_stat
 from grafana_foundation_sdk.models import table as sdk_table
 from grafana_foundation_sdk.models import timeseries as sdk_timeseries
 
-from grafana.builders.panel import Common, Panel, Target
+from grafana.builders.panel import Column, Common, Panel, Target
 
 
 def stat(
@@ -156,12 +156,13 @@ def table(
         inspect=False,
         filterable=True,
     )
+    columns: Common = {**given, "columns": (_EMPTY_CELLS, *given.get("columns", ()))}
     return Panel(
         kind="table",
         targets=(Target(sql=sql),),
         options=options,
         custom=custom,
-        **_sized(given, 24, 9),
+        **_sized(columns, 24, 9),
     )
 
 
@@ -306,6 +307,10 @@ def bar_chart(
         else sdk.FieldColorModeId.THRESHOLDS,
         **_sized(given, 12, 9),
     )
+
+
+_EMPTY_CELLS: Final = Column(name="/.*/", matcher="byRegexp", properties={"noValue": ""})
+"""What stands in for an empty table would stand in each of its empty cells as well."""
 
 
 def _last(fields: str = "") -> common.ReduceDataOptions:
