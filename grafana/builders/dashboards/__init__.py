@@ -1,0 +1,10 @@
+"""The dashboards, one module each."""
+
+from collections.abc import Callable
+from typing import Final
+
+from grafana.builders.dashboard import Dashboard
+from grafana.builders.dashboards import overview
+
+ALL: Final[tuple[Callable[[], Dashboard], ...]] = (overview.build,)
+"""In the order of the menu."""
