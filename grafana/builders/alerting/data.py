@@ -21,12 +21,12 @@ WITH
     toStartOfHour($__toTime, 'UTC') AS end_hour,
     toDateTime(toStartOfDay($__toTime, 'UTC'), 'UTC') AS end_day,
     end_day - INTERVAL 1 DAY AS first_day
-SELECT rollup, meter, toFloat64(count()) AS value
+SELECT rollup_table, meter, toFloat64(count()) AS value
 FROM (
-    SELECT rollup, meter
+    SELECT rollup_table, meter
     FROM (
-        SELECT 'usage_hour' AS rollup, toString(meter) AS meter, toString(tenant_id) AS tenant_id,
-            toUnixTimestamp(toStartOfHour(timestamp, 'UTC')) AS window, quantity AS quantity, toInt64(observations) AS measurements
+        SELECT 'usage_hour' AS rollup_table, toString(meter) AS meter, toString(tenant_id) AS tenant_id,
+            toUnixTimestamp(toStartOfHour(timestamp, 'UTC')) AS starts, quantity AS quantity, toInt64(observations) AS measurements
         FROM metering.events WHERE timestamp >= first_hour AND timestamp < end_hour
         UNION ALL
         SELECT 'usage_hour', toString(meter), toString(tenant_id),
@@ -45,11 +45,11 @@ FROM (
             toUnixTimestamp(end_day), -quantity_sum, -toInt64(quantity_count)
         FROM metering.usage_day WHERE window_start >= first_day AND window_start < end_day
     )
-    GROUP BY rollup, meter, tenant_id, window
+    GROUP BY rollup_table, meter, tenant_id, starts
     HAVING sum(quantity) != 0 OR sum(measurements) != 0
 )
-GROUP BY rollup, meter
-ORDER BY value DESC, rollup, meter
+GROUP BY rollup_table, meter
+ORDER BY value DESC, rollup_table, meter
 LIMIT 1000
 """
 
@@ -101,7 +101,7 @@ def _drift() -> Rule:
         keep_seconds=DAYS,
         severity=Severity.CRITICAL,
         panel=Panel("metering-quality", "Rollup versus events"),
-        summary="{{ .Labels.rollup }} differs from its source in {{ .Values.B.Value }} windows of {{ .Labels.meter }}",
+        summary="{{ .Labels.rollup_table }} differs from its source in {{ .Values.B.Value }} windows of {{ .Labels.meter }}",
         description="Closed hours and the last closed day are compared. Totals and bills read the rollups. This must not happen, and does not go away by itself.",
         on_error=OnError.ERROR,
     )
