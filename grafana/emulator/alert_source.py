@@ -1,53 +1,56 @@
-"""The database as alert rules ask it."""
+"""The database as alert rules ask it: macros expanded as the plugin does, rows as a frame."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 
-import pyarrow as pa
-
+from grafana.emulator import frames
+from grafana.emulator.frames import Column, Frame
+from grafana.emulator.macros import expand_backend
+from grafana.emulator.time_range import TimeRange
+from otel_metering.errors import MeteringError
 from receiver.store.client import Store
 
-
-@dataclass(frozen=True)
-class Field:
-    name: str
-    type: str
+Ask = Callable[[Mapping[str, Any], datetime], Frame | None]
+"""Entry of a rule's `data`, time of the evaluation -> what the data source answers; None: no rows."""
 
 
-@dataclass(frozen=True)
-class Frame:
-    fields: tuple[Field, ...]
-    values: tuple[list[Any], ...]
+class AskError(Exception):
+    """The data source failed, or its answer cannot be an alert's."""
 
 
-def expand(sql: str, start: int, end: int) -> str:
-    import re
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Asks the store. It is an `Ask`."""
 
-    sql = re.sub(r"\$__timeFilter\(([^)]*)\)", rf"\1 >= toDateTime({start}) AND \1 <= toDateTime({end})", sql)
-    return sql.replace("$__toTime", f"toDateTime({end})").replace("$__fromTime", f"toDateTime({start})")
+    store: Store
+    _columns: dict[str, list[Column]] = field(default_factory=dict)
 
+    def __call__(self, query: Mapping[str, Any], at: datetime) -> Frame | None:
+        """Answer a query of a rule.
 
-def kind(t: pa.DataType) -> str:
-    if pa.types.is_dictionary(t):
-        t = t.value_type
-    if pa.types.is_boolean(t):
-        return "boolean"
-    if pa.types.is_integer(t) or pa.types.is_floating(t) or pa.types.is_decimal(t):
-        return "number"
-    if pa.types.is_string(t) or pa.types.is_binary(t):
-        return "string"
-    return "time" if pa.types.is_temporal(t) else "other"
-
-
-def asking(store: Store) -> Any:
-    def ask(query: Mapping[str, Any], at: datetime) -> Frame:
-        now = int(at.timestamp())
-        w = query["relativeTimeRange"]
-        t = store.query_table(expand(query["model"]["rawSql"], now - w["from"], now - w["to"]))
-        return Frame(
-            tuple(Field(f.name, kind(f.type)) for f in t.schema),
-            tuple(t.column(i).to_pylist() for i in range(t.num_columns)),
+        Raises:
+            AskError: It is no table, or the database did not answer it.
+        """
+        if query["model"]["format"] != 1:
+            raise AskError("only tables are emulated here")
+        window, model = query["relativeTimeRange"], query["model"]
+        shown = TimeRange(
+            at - timedelta(seconds=window["from"]), at - timedelta(seconds=window["to"])
         )
-    return ask
+        sql = expand_backend(model["rawSql"], shown, model.get("intervalMs", 1000))
+        try:
+            rows = self.store.query(sql)
+            if not rows:
+                return None
+            return frames.table(self.columns(model["rawSql"], sql), rows, query["refId"])
+        except (MeteringError, frames.FrameError) as error:
+            raise AskError(str(error)) from error
+
+    def columns(self, raw: str, sql: str) -> list[Column]:
+        """Names and types of the answer; they do not depend on the time, so they are asked for once."""
+        if raw not in self._columns:
+            described = self.store.query(f"DESCRIBE TABLE ({sql})")
+            self._columns[raw] = [Column(str(row[0]), str(row[1])) for row in described]
+        return self._columns[raw]

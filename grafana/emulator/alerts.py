@@ -16,7 +16,8 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
 
-from grafana.emulator.alert_source import Frame
+from grafana.emulator.alert_source import Ask, AskError
+from grafana.emulator.frames import Frame
 
 MISSING_EVALUATIONS: Final = 2
 """Evaluations without an instance after which it is well again, where the rule does not say."""
@@ -37,12 +38,6 @@ _COMPARE: Final[Mapping[str, Callable[[float, float], bool]]] = {
 }
 
 Labels = frozenset[tuple[str, str]]
-Ask = Callable[[Mapping[str, Any], datetime], Frame]
-"""Entry of a rule's `data`, time of the evaluation -> what the data source answers; it may raise `AskError`."""
-
-
-class AskError(Exception):
-    """The data source failed, or its answer cannot be an alert's."""
 
 
 class State(StrEnum):
@@ -216,15 +211,13 @@ class Simulation:
         return "Alerting" if result.state is State.ALERTING else "OK"
 
     def _resolve_missing(self, at: datetime) -> None:
+        """An instance that is in no answer any more is forgotten; at once if it stood for a failure."""
+        usual = int(self.rule.get("missing_series_evals_to_resolve") or MISSING_EVALUATIONS)
         for labels, one in list(self.instances.items()):
-            evaluations = int(
-                self.rule.get("missing_series_evals_to_resolve") or MISSING_EVALUATIONS
-            )
-            if one.state in (State.ERROR, State.NO_DATA):
-                evaluations = 1
-            if one.evaluated_at is not None and one.evaluated_at != at:
-                if at - one.evaluated_at >= evaluations * self.interval:
-                    del self.instances[labels]
+            evaluations = 1 if one.state in (State.ERROR, State.NO_DATA) else usual
+            missing_for = at - (one.evaluated_at or at)
+            if missing_for and missing_for >= evaluations * self.interval:
+                del self.instances[labels]
 
 
 def _move(instance: Instance, wanted: str, at: datetime, times: _Times) -> None:
@@ -307,13 +300,13 @@ def evaluate_steps(
     return {labels: (values.get(labels), bool(value)) for labels, value in above.items()}
 
 
-def numbers(frame: Frame) -> dict[Labels, float | None]:
+def numbers(frame: Frame | None) -> dict[Labels, float | None]:
     """Each row as an instance: its texts are the labels.
 
     Raises:
         AskError: There is not exactly one number beside texts, or two rows have the same texts.
     """
-    if not frame.fields:
+    if frame is None or not frame.fields:
         return {}
     kinds = [one.type for one in frame.fields]
     if kinds.count("number") != 1 or set(kinds) - {"number", "string"}:
@@ -322,7 +315,7 @@ def numbers(frame: Frame) -> dict[Labels, float | None]:
     number = kinds.index("number")
     texts = [i for i, kind in enumerate(kinds) if kind == "string"]
     found: dict[Labels, float | None] = {}
-    for row in zip(*frame.values, strict=True):
+    for row in zip(*(one.values for one in frame.fields), strict=True):
         labels = frozenset((frame.fields[i].name, str(row[i] or "")) for i in texts)
         if labels in found:
             raise AskError(f"duplicate results with labels {dict(labels)}")
@@ -377,6 +370,4 @@ def duration(text: str) -> timedelta:
     """
     if not _DURATION.fullmatch(text):
         raise ValueError(f"{text!r} is no duration")
-    return timedelta(
-        seconds=sum(int(count) * _UNITS[unit] for count, unit in _PART.findall(text))
-    )
+    return timedelta(seconds=sum(int(count) * _UNITS[unit] for count, unit in _PART.findall(text)))

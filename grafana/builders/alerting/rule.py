@@ -19,8 +19,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import expr
 from grafana_foundation_sdk.models.common import DataSourceRef
 
-DATASOURCE_TYPE: Final = "grafana-clickhouse-datasource"
-DATASOURCE_UID: Final = "metering-clickhouse"
+from grafana.builders.variables import DATASOURCE_UID, PLUGIN
 
 FOLDER: Final = "Metering Alerts"
 """Not the folder of the dashboards: which of the two is made first is not the same in every version."""
@@ -87,8 +86,8 @@ class Rule:
     """An alert rule.
 
     Attributes:
-        uid: Its name for ever; also that of its page in docs/runbooks. A rule that is dropped has to be
-            named in `files.DROPPED_RULES`: Grafana keeps what a file no longer has.
+        uid: Its name for ever, and that of its page in docs/runbooks. A rule that is dropped has to be named
+            in `deleteRules` of some file: Grafana keeps what a file no longer has.
         title: The name of its alerts.
         sql: One number, named value, and texts, which name the instance.
         last_seconds: How far back it looks.
@@ -190,7 +189,7 @@ def _query(rule: Rule, group: Group) -> dict[str, Any]:
         },
         "model": {
             "refId": "A",
-            "datasource": {"type": DATASOURCE_TYPE, "uid": DATASOURCE_UID},
+            "datasource": {"type": PLUGIN, "uid": DATASOURCE_UID},
             "editorType": "sql",
             "queryType": "table",
             "format": 1,
@@ -223,12 +222,13 @@ def _reduce() -> expr.TypeReduce:
 
 
 def _threshold(rule: Rule) -> expr.TypeThreshold:
-    fires, recovers = rule.fires, rule.recovers
     condition = expr.ExprTypeThresholdConditions(
-        evaluator=expr.ExprTypeThresholdConditionsEvaluator([fires.limit], fires.how),
-        unload_evaluator=recovers
-        and expr.ExprTypeThresholdConditionsUnloadEvaluator([recovers.limit], recovers.how),
+        evaluator=expr.ExprTypeThresholdConditionsEvaluator([rule.fires.limit], rule.fires.how)
     )
+    if rule.recovers is not None:
+        condition.unload_evaluator = expr.ExprTypeThresholdConditionsUnloadEvaluator(
+            [rule.recovers.limit], rule.recovers.how
+        )
     return expr.TypeThreshold(
         datasource=DataSourceRef(type_val=_EXPRESSION, uid=_EXPRESSION),
         expression="B",
