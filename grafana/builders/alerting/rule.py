@@ -203,12 +203,7 @@ def _query(rule: Rule, group: Group) -> dict[str, Any]:
 def _step(ref_id: str, model: object) -> dict[str, Any]:
     # Encoded and read again, so that the whole is plain values.
     plain = {"refId": ref_id, **json.loads(json.dumps(model, cls=JSONEncoder))}
-    return {
-        "refId": ref_id,
-        "datasourceUid": _EXPRESSION,
-        "relativeTimeRange": {"from": 0, "to": 0},
-        "model": plain,
-    }
+    return {"refId": ref_id, "datasourceUid": _EXPRESSION, "model": plain}
 
 
 def _reduce() -> expr.TypeReduce:
