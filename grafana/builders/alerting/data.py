@@ -100,7 +100,7 @@ def _drift() -> Rule:
         # The hour leaves the rule's sight, and is wrong all the same.
         keep_seconds=DAYS,
         severity=Severity.CRITICAL,
-        panel=Panel("metering-quality", "Rollup versus events"),
+        panel=Panel("metering-quality", "Hours that differ"),
         summary="{{ .Labels.rollup_table }} differs from its source in {{ .Values.B.Value }} windows of {{ .Labels.meter }}",
         description="Closed hours and the last closed day are compared. Totals and bills read the rollups. This must not happen, and does not go away by itself.",
         on_error=OnError.ERROR,
@@ -118,7 +118,7 @@ def _duplicates() -> Rule:
         for_seconds=10 * MINUTES,
         keep_seconds=10 * MINUTES,
         severity=Severity.WARNING,
-        panel=Panel("metering-quality", "Duplicates"),
+        panel=Panel("metering-pipeline", "Duplicates"),
         summary="{{ humanizePercentage .Values.B.Value }} of the usage was sent before",
         description="It was counted once. But a sender does not get its answers, or sends everything twice.",
     )
@@ -135,7 +135,7 @@ def _quarantine() -> Rule:
         for_seconds=10 * MINUTES,
         keep_seconds=15 * MINUTES,
         severity=Severity.WARNING,
-        panel=Panel("metering-quality", "Quarantine by reason"),
+        panel=Panel("metering-quality", "Into quarantine, by reason"),
         summary="{{ .Values.B.Value }} items went into quarantine in half an hour: {{ .Labels.reason }}",
         description="They are kept, and nobody is billed for them until they are replayed.",
     )

@@ -114,7 +114,7 @@ def _datasource() -> Rule:
         for_seconds=2 * MINUTES,
         keep_seconds=2 * MINUTES,
         severity=Severity.CRITICAL,
-        panel=Panel("metering-pipeline", "Last sign of life"),
+        panel=Panel("metering-pipeline", "Last report"),
         summary="Grafana cannot read the metering database",
         description="While it cannot, the other alert rules stay as they are: nothing new is noticed. The error is in the annotation Error.",
         no_data=NoData.ALERTING,
@@ -133,7 +133,7 @@ def _nothing() -> Rule:
         for_seconds=2 * MINUTES,
         keep_seconds=2 * MINUTES,
         severity=Severity.CRITICAL,
-        panel=Panel("metering-pipeline", "Last sign of life"),
+        panel=Panel("metering-pipeline", "Uses in, out and refused"),
         summary="No usage was stored for more than ten minutes",
         description="Either nobody sends, or nothing gets through. What is not counted cannot be billed.",
         no_data=NoData.ALERTING,
@@ -151,7 +151,7 @@ def _refusals() -> Rule:
         for_seconds=5 * MINUTES,
         keep_seconds=10 * MINUTES,
         severity=Severity.WARNING,
-        panel=Panel("metering-pipeline", "Refused by reason"),
+        panel=Panel("metering-pipeline", "Refused requests by reason"),
         summary="{{ humanizePercentage .Values.B.Value }} of all requests are refused: {{ .Labels.reason }}",
         description="Senders try again if the reason is ours (unavailable, spool_full), and give up if it is theirs (malformed_payload, unauthenticated): that usage is lost unless they keep it.",
     )
@@ -168,7 +168,7 @@ def _spool() -> Rule:
         for_seconds=5 * MINUTES,
         keep_seconds=5 * MINUTES,
         severity=Severity.CRITICAL,
-        panel=Panel("metering-pipeline", "Spool age"),
+        panel=Panel("metering-pipeline", "Age of the oldest entry"),
         summary="{{ .Labels.instance }}: usage waits for the database for {{ humanizeDuration .Values.B.Value }}",
         description="It is safe on the receiver's disk, and in no total yet. When the spool is full, requests are refused.",
     )
@@ -185,7 +185,7 @@ def _growth() -> Rule:
         for_seconds=5 * MINUTES,
         keep_seconds=5 * MINUTES,
         severity=Severity.WARNING,
-        panel=Panel("metering-pipeline", "Spool size"),
+        panel=Panel("metering-pipeline", "Bytes that wait"),
         summary="{{ .Labels.instance }}: the spool has grown by {{ humanize1024 .Values.B.Value }}B in 15 minutes",
         description="More arrives than the database takes. At METERING_SPOOL_MAX_BYTES requests are refused.",
     )
@@ -202,7 +202,7 @@ def _lag() -> Rule:
         for_seconds=5 * MINUTES,
         keep_seconds=5 * MINUTES,
         severity=Severity.WARNING,
-        panel=Panel("metering-pipeline", "Ingest lag"),
+        panel=Panel("metering-pipeline", "From admitted to stored"),
         summary="{{ .Labels.instance }}: one row in a hundred takes more than {{ humanizeDuration .Values.B.Value }} to be stored",
         description="From admitted to stored; usually that is less than two seconds. Totals and quotas in dashboards are behind by as much.",
     )
@@ -219,7 +219,7 @@ def _meters() -> Rule:
         for_seconds=5 * MINUTES,
         keep_seconds=2 * MINUTES,
         severity=Severity.WARNING,
-        panel=Panel("metering-pipeline", "Meter definitions"),
+        panel=Panel("metering-pipeline", "meters.yaml"),
         summary="{{ .Labels.instance }}: meters.yaml has an error, and was not loaded",
         description="The definitions before are in force until it is corrected, or the receiver is started again: then it will not start.",
     )

@@ -59,7 +59,7 @@ ORDER BY value DESC, tenant_id, meter, quota_id
 LIMIT 1000
 """
 
-_PANEL: Final = Panel("metering-quotas", "Quotas by share used")
+_PANEL: Final = Panel("metering-quotas", "How much of each quota was used")
 
 
 def group() -> Group:
@@ -116,7 +116,7 @@ def _overrun() -> Rule:
         for_seconds=15 * MINUTES,
         keep_seconds=30 * MINUTES,
         severity=Severity.WARNING,
-        panel=Panel("metering-quotas", "Time to exhaustion"),
+        panel=Panel("metering-quotas", "Time until a quota is used up"),
         summary="{{ .Labels.tenant_id }} will use {{ humanizePercentage .Values.B.Value }} of its {{ .Labels.period }} of {{ .Labels.meter }}",
         description="If the tenant goes on as it did since the period began, quota {{ .Labels.quota_id }} is used up before the period ends.",
     )
