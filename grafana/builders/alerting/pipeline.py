@@ -187,7 +187,7 @@ def _growth() -> Rule:
         severity=Severity.WARNING,
         panel=Panel("metering-pipeline", "Bytes that wait"),
         summary="{{ .Labels.instance }}: the spool has grown by {{ humanize1024 .Values.B.Value }}B in 15 minutes",
-        description="More arrives than the database takes. At METERING_SPOOL_MAX_BYTES requests are refused.",
+        description="More arrives than the database takes. At METERING_MAX_SPOOL_BYTES requests are refused.",
     )
 
 
