@@ -1,6 +1,5 @@
 """API keys: which work, which end soon, what each sends, and who is turned away."""
 
-
 from grafana.builders.dashboard import Annotation, Dashboard
 from grafana.builders.layout import Row
 from grafana.builders.panel import (

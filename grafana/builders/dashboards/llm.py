@@ -200,7 +200,7 @@ def _by_model() -> tuple[Panel, ...]:
             width=8,
         ),
         table(
-            title="Models",
+            title="Models and their tokens",
             description="Tokens of each model in the chosen time, by type, and how many tenants used it. "
             "Tokens without a type are only in All tokens.",
             sql=_breakdown(NAME, "model", "uniqExact(tenant_id) AS tenants"),

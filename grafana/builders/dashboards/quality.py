@@ -2,23 +2,25 @@
 
 from grafana.builders import sql
 from grafana.builders.dashboard import Dashboard
+from grafana.builders.dashboards.quality_quarantine import (
+    ARRIVED,
+    ITEMS,
+    METER,
+    TENANT,
+    quarantine,
+    unknown,
+)
 from grafana.builders.layout import Row
 from grafana.builders.panel import (
     ANY_IS_BAD,
     ANY_IS_WARNING,
     BAD,
     GOOD,
-    MUTED,
-    NEUTRAL,
-    PLAIN,
-    WARNING,
     Column,
-    Link,
     Panel,
     Steps,
-    dashboard_link,
 )
-from grafana.builders.panels import bar_chart, stat, table, timeseries
+from grafana.builders.panels import bar_chart, stat, table
 from grafana.builders.variables import meter_variable, tenant_variable
 
 AHEAD_SECONDS = 5
@@ -26,9 +28,7 @@ AHEAD_SECONDS = 5
 
 _FIRST = "toStartOfHour($__fromTime, 'UTC')"
 _BEHIND_LAST = "toStartOfHour($__toTime, 'UTC')"
-_CLOSED_NOTE = (
-    "Hours that are over: from the hour in which the chosen time begins to the one before that in which it ends."
-)
+_CLOSED_NOTE = "Hours that are over: from the hour in which the chosen time begins to the one before that in which it ends."
 _RAW_NOTE = "It reads events: choose a short time where there are very many."
 
 
@@ -70,26 +70,6 @@ _AHEAD = (
     "metering.events WHERE timestamp >= $__fromTime AND timestamp <= $__toTime + INTERVAL 1 DAY "
     f"AND ingested_at <= $__toTime AND timestamp > ingested_at + INTERVAL {AHEAD_SECONDS} SECOND AND {sql.SCOPE}"
 )
-_ITEMS = f"metering.quarantine WHERE $__timeFilter(ingested_at) AND {sql.TENANT}"
-
-ITEMS = (
-    "(SELECT reason, item_name, tenant, ingested_at, how FROM (SELECT event_id, toString(reason) AS reason, "
-    f"name AS item_name, tenant_id AS tenant, ingested_at FROM {_ITEMS}) AS items "
-    "LEFT ANY JOIN (SELECT event_id, toString(resolution) AS how FROM metering.quarantine_resolved "
-    "WHERE $__timeFilter(ingested_at)) AS resolved USING (event_id))"
-)
-"""What went into quarantine in the chosen time, and what became of it; '': it is open."""
-
-EMPTY_QUARANTINE = "Nothing went into quarantine in this time"
-
-_TO_TENANT = dashboard_link(
-    "All usage of this tenant", "metering-tenant", values={"tenant": "${__data.fields.tenant}"}
-)
-_TO_EVENTS = dashboard_link(
-    "Events of this meter", "metering-events", values={"meter": "${__data.fields.meter}"}
-)
-_TENANT = Column(name="tenant", title="Tenant", links=(_TO_TENANT,))
-_METER = Column(name="meter", title="Meter", links=(_TO_EVENTS,))
 
 
 def build() -> Dashboard:
@@ -103,8 +83,8 @@ def build() -> Dashboard:
             Row(panels=_figures()),
             Row(title="Rollups and events", panels=_reconciliation()),
             Row(title="Late and ahead of time", panels=_times()),
-            Row(title="Quarantine", panels=_quarantine()),
-            Row(title="Unknown meters, corrections", panels=_unknown()),
+            Row(title="Quarantine", panels=quarantine()),
+            Row(title="Unknown meters, corrections", panels=unknown()),
         ),
     )
 
@@ -139,7 +119,7 @@ def _figures() -> tuple[Panel, ...]:
             "Conflicts",
             "Items that came into quarantine in the chosen time because they contradict what was counted: another event under "
             "a used id, or a counter that falls.",
-            f"SELECT toFloat64(count()) AS value FROM {_ITEMS} AND reason = 'conflict'",
+            f"SELECT toFloat64(count()) AS value FROM {ARRIVED} AND reason = 'conflict'",
             "None",
             ANY_IS_BAD,
         ),
@@ -192,11 +172,15 @@ def _reconciliation() -> tuple[Panel, ...]:
             no_value=NO_HOURS,
             width=14,
             columns=(
-                _METER,
+                METER,
                 Column(name="raw_quantity", title="Events", unit="short"),
                 Column(name="rolled_quantity", title="Rollup", unit="short"),
                 Column(
-                    name="difference", title="Differ by", unit="none", cell="color-text", steps=differs
+                    name="difference",
+                    title="Differ by",
+                    unit="none",
+                    cell="color-text",
+                    steps=differs,
                 ),
                 Column(name="raw_count", title="Measured, events", unit="short"),
                 Column(name="rolled_count", title="Measured, rollup", unit="short"),
@@ -222,8 +206,8 @@ def _reconciliation() -> tuple[Panel, ...]:
             width=10,
             columns=(
                 Column(name="hour", title="Hour"),
-                _TENANT,
-                _METER,
+                TENANT,
+                METER,
                 Column(name="difference", title="Differ by", cell="color-text", steps=differs),
                 Column(
                     name="count_difference",
@@ -281,8 +265,8 @@ def _times() -> tuple[Panel, ...]:
             no_value="Nothing came late in this time",
             width=12,
             columns=(
-                _TENANT,
-                _METER,
+                TENANT,
+                METER,
                 Column(name="late", title="Late events", unit="short"),
                 Column(name="share", title="Of its events", unit="percentunit", decimals=1),
                 Column(name="p99", title="99 % within", unit="s", decimals=1),
@@ -302,8 +286,8 @@ def _times() -> tuple[Panel, ...]:
             no_value="Nothing came ahead of its time",
             width=12,
             columns=(
-                _TENANT,
-                _METER,
+                TENANT,
+                METER,
                 Column(name="service", title="Service"),
                 Column(name="events", title="Events", unit="short"),
                 Column(name="furthest", title="Ahead by up to", unit="s", decimals=1),
@@ -317,7 +301,7 @@ def _times() -> tuple[Panel, ...]:
             sql=(
                 "SELECT toString(service_name) AS service, toString(reason) AS reason, count() AS items, "
                 "min(timestamp) AS earliest, max(timestamp) AS latest "
-                f"FROM {_ITEMS} AND reason IN ('timestamp_out_of_range', 'no_timestamp') "
+                f"FROM {ARRIVED} AND reason IN ('timestamp_out_of_range', 'no_timestamp') "
                 "GROUP BY service, reason ORDER BY items DESC, service, reason LIMIT 100"
             ),
             unit="short",
@@ -329,161 +313,6 @@ def _times() -> tuple[Panel, ...]:
                 Column(name="items", title="Items", unit="short"),
                 Column(name="earliest", title="Earliest"),
                 Column(name="latest", title="Latest"),
-            ),
-        ),
-    )
-
-
-def _quarantine() -> tuple[Panel, ...]:
-    return (
-        timeseries(
-            title="Into quarantine, by reason",
-            description="Items that went into quarantine: valid, and not to be billed as they are.",
-            sql=(
-                "SELECT $__timeInterval(ingested_at) AS time, toString(reason) AS reason, toFloat64(count()) AS items "
-                f"FROM {_ITEMS} GROUP BY time, reason ORDER BY time, reason LIMIT 20000"
-            ),
-            unit="short",
-            no_value=EMPTY_QUARANTINE,
-            bars=True,
-            stacked=True,
-            display_name="${__field.labels.reason}",
-            interval="1m",
-            width=12,
-        ),
-        table(
-            title="What became of it",
-            description="Items that came into quarantine in the chosen time, by reason, and how many of them were replayed or "
-            "discarded since. Replay them when the cause is mended: nothing is lost.",
-            sql=(
-                "SELECT reason, toFloat64(count()) AS items, toFloat64(countIf(how = '')) AS open, "
-                "toFloat64(countIf(how = 'replayed')) AS replayed, toFloat64(countIf(how = 'discarded')) AS discarded, "
-                "if(open = 0, NULL, minIf(ingested_at, how = '')) AS oldest "
-                f"FROM {ITEMS} GROUP BY reason ORDER BY open DESC, items DESC, reason LIMIT 100"
-            ),
-            unit="short",
-            no_value=EMPTY_QUARANTINE,
-            width=12,
-            columns=(
-                Column(name="reason", title="Reason"),
-                Column(name="items", title="Items", unit="short", width=80),
-                Column(
-                    name="open",
-                    title="Open",
-                    unit="short",
-                    width=80,
-                    cell="color-text",
-                    steps=((None, MUTED), (1, WARNING)),
-                ),
-                Column(name="replayed", title="Replayed", unit="short", width=90),
-                Column(name="discarded", title="Discarded", unit="short", width=90),
-                Column(name="oldest", title="Oldest open"),
-            ),
-        ),
-        table(
-            title="Conflicts",
-            description="Who sent what contradicts what was counted, in the chosen time: another event under a used id, or a "
-            "counter that falls.",
-            sql=(
-                "SELECT tenant_id AS tenant, name AS item, toString(service_name) AS service, key_id, count() AS items, "
-                "max(ingested_at) AS last_at, anyLast(detail) AS detail "
-                f"FROM {_ITEMS} AND reason = 'conflict' "
-                "GROUP BY tenant, item, service, key_id ORDER BY items DESC, tenant, item, service, key_id LIMIT 200"
-            ),
-            unit="short",
-            no_value="No conflicts in this time",
-            width=24,
-            height=7,
-            columns=(
-                _TENANT,
-                Column(name="item", title="Metric, span or event"),
-                Column(name="service", title="Service"),
-                Column(
-                    name="key_id", title="Key", links=(dashboard_link("API keys", "metering-keys"),)
-                ),
-                Column(name="items", title="Items", unit="short", width=80),
-                Column(name="last_at", title="Last", unit="dateTimeFromNow"),
-                Column(name="detail", title="For instance"),
-            ),
-        ),
-    )
-
-
-def _unknown() -> tuple[Panel, ...]:
-    return (
-        table(
-            title="Meters that nobody defined",
-            description="Meters with usage in the chosen time (whole days, UTC) without a definition in meters.yaml or by API: they "
-            "are summed, and have no unit. A slip of the pen in a name looks like this.",
-            sql=(
-                "SELECT toString(meter) AS meter, toFloat64(uniqExact(tenant_id)) AS tenants, toFloat64(sum(quantity_sum)) AS quantity, "
-                "toInt64(sum(quantity_count)) AS measurements, min(window_start) AS first_day, max(window_start) AS last_day "
-                f"FROM metering.usage_day WHERE {sql.FROM_DAY} AND {sql.SCOPE} "
-                f"AND meter NOT IN (SELECT meter FROM {sql.DEFINITIONS}) "
-                "GROUP BY meter ORDER BY measurements DESC, meter LIMIT 200"
-            ),
-            unit="short",
-            no_value="Every meter with usage has a definition",
-            width=12,
-            columns=(
-                _METER,
-                Column(name="tenants", title="Tenants", unit="short", width=90),
-                Column(name="quantity", title="Quantity", unit="short"),
-                Column(name="measurements", title="Measurements", unit="short"),
-                Column(name="first_day", title="First day"),
-                Column(name="last_day", title="Last day"),
-            ),
-        ),
-        table(
-            title="Unknown meters in quarantine",
-            description="Telemetry of tenants that feeds no meter, or one with a name that cannot be, in the chosen time. Define the "
-            "meter, then replay.",
-            sql=(
-                "SELECT item_name AS item, reason, toFloat64(uniqExact(tenant)) AS tenants, toFloat64(count()) AS items, "
-                "toFloat64(countIf(how = '')) AS open, max(ingested_at) AS last_at "
-                f"FROM {ITEMS} WHERE reason IN ('no_meter', 'invalid_meter') "
-                "GROUP BY item, reason ORDER BY open DESC, items DESC, item, reason LIMIT 200"
-            ),
-            unit="short",
-            no_value="No unknown meters in quarantine",
-            width=12,
-            columns=(
-                Column(name="item", title="Metric, span or event"),
-                Column(name="reason", title="Reason"),
-                Column(name="tenants", title="Tenants", unit="short", width=90),
-                Column(name="items", title="Items", unit="short", width=80),
-                Column(name="open", title="Open", unit="short", width=80),
-                Column(name="last_at", title="Last", unit="dateTimeFromNow"),
-            ),
-        ),
-        table(
-            title="Corrections",
-            description="Events of the chosen time that were voided or replaced: they are taken out of every rollup. Minimum, maximum, "
-            "latest, unique and percentiles of their minutes are right in the query API only, which reads the events again.",
-            sql=(
-                "SELECT toString(tenant_id) AS tenant, toString(meter) AS meter, toString(action) AS action, toFloat64(count()) AS events, "
-                "toFloat64(sum(quantity)) AS quantity, max(corrected_at) AS last_at, anyLast(reason) AS because "
-                f"FROM metering.event_corrections WHERE $__timeFilter(timestamp) AND {sql.SCOPE} "
-                "GROUP BY tenant, meter, action ORDER BY events DESC, tenant, meter, action LIMIT 200"
-            ),
-            unit="short",
-            no_value="Nothing was corrected",
-            width=24,
-            height=7,
-            columns=(
-                _TENANT,
-                _METER,
-                Column(
-                    name="action",
-                    title="What",
-                    cell="color-text",
-                    mappings={"void": ("voided", WARNING), "correct": ("replaced", NEUTRAL)},
-                    width=100,
-                ),
-                Column(name="events", title="Events", unit="short", width=80),
-                Column(name="quantity", title="Quantity taken out", unit="short"),
-                Column(name="last_at", title="Last", unit="dateTimeFromNow"),
-                Column(name="because", title="For instance"),
             ),
         ),
     )

@@ -237,7 +237,12 @@ def _lasting() -> Panel:
             _METER,
             _SHARE,
             Column(
-                name="lasts", title="Lasts for", unit="s", decimals=1, cell="color-text", steps=_SHORT
+                name="lasts",
+                title="Lasts for",
+                unit="s",
+                decimals=1,
+                cell="color-text",
+                steps=_SHORT,
             ),
             Column(name="ends", title="Period ends in", unit="s", decimals=1),
             Column(
