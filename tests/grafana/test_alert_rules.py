@@ -98,6 +98,37 @@ class Stats:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._number = 0
+        self._noise: list[dict[str, object]] = []
+
+    def noise(
+        self, stage: str, name: str, stat: str, reason: str, start: datetime, end: datetime
+    ) -> None:
+        """A large number that grows, each minute, of a receiver of its own."""
+        for minute in range((end - start) // MINUTE):
+            self._noise.append(
+                {
+                    "at": start + minute * MINUTE,
+                    "instance": "noise",
+                    "stage": stage,
+                    "name": name,
+                    "stat": stat,
+                    "reason": reason,
+                    "labels": [("key_id", "noise")],
+                    "value": (minute + 1) * 1e9,
+                }
+            )
+
+    def write_noise(self) -> None:
+        schema = pa.schema(
+            [
+                ("at", pa.timestamp("ms", "UTC")),
+                *((name, pa.string()) for name in ("instance", "stage", "name", "stat", "reason")),
+                ("labels", pa.map_(pa.string(), pa.string())),
+                ("value", pa.float64()),
+            ]
+        )
+        rows = pa.Table.from_pylist(self._noise, schema)
+        self._store.insert(tables.PIPELINE_STATS, rows, token=f"noise {id(self)}")
 
     def add(
         self,
@@ -133,9 +164,35 @@ class Stats:
         self._store.insert(tables.PIPELINE_STATS, rows, token=f"{id(self)} {self._number} {start}")
 
 
+ASKED_FOR = (
+    ("edge", "in", "delta"),
+    ("edge", "refused", "delta"),
+    ("ingest", "in", "delta"),
+    ("ingest", "out", "delta"),
+    ("ingest", "refused", "delta"),
+    ("ingest", "meters_stale", "value"),
+    ("keys", "refused", "delta"),
+    ("spool", "oldest_age", "value"),
+    ("spool", "size", "value"),
+    ("writer", "lag", "p99"),
+)
+REASONS = {"edge": "spool_full", "ingest": "duplicate", "keys": "revoked"}
+
+
 @pytest.fixture
 def stats(store: Store) -> Stats:
-    return Stats(store)
+    """With other numbers beside: what a rule asks for of another stage, name or statistic, and of long ago."""
+    begun = Stats(store)
+    for one in ASKED_FOR:
+        others = [
+            tuple("other" if i == place else part for i, part in enumerate(one))
+            for place in range(3)
+        ]
+        for stage, name, stat in others:
+            begun.noise(stage, name, stat, REASONS.get(one[0], ""), NOW - HOUR, NOW + HOUR)
+        begun.noise(*one, REASONS.get(one[0], ""), NOW - 9 * HOUR, NOW - 8 * HOUR)
+    begun.write_noise()
+    return begun
 
 
 # Quotas
@@ -473,11 +530,14 @@ def test_a_key_is_told_three_days_before_it_ends(store: Store) -> None:
     key(store, "revoked", expires_at=moment(NOW + HOUR), revoked_at=moment(NOW - HOUR))
     key(store, "replaced", expires_at=moment(NOW + HOUR))
     key(store, "successor", replaces="'replaced'")
+    key(store, "again", expires_at=moment(NOW + HOUR))
+    key(store, "gone", replaces="'again'", revoked_at=moment(NOW - HOUR))
 
     fires(
         store,
         "metering-key-expiring",
         {"key_id": "soon", "name": "Name of soon", "tenant_id": "acme"},
+        {"key_id": "again", "name": "Name of again", "tenant_id": "(any)"},
     )
 
 
@@ -541,6 +601,27 @@ def test_corrections_are_no_drift(store: Store) -> None:
     silent(store, "metering-rollup-drift")
 
 
+def test_what_is_right_at_other_times_is_no_drift(store: Store) -> None:
+    """Each part of the question is about the same time."""
+    for at in (NOW, NOW - 10 * HOUR, NOW - DAY, NOW - 4 * DAY):
+        for number in range(2):
+            event(store, at, number=number)
+    store.execute(
+        f"INSERT INTO {tables.EVENT_CORRECTIONS} (event_id, tenant_id, meter, timestamp, quantity, observations, action) "
+        f"SELECT event_id, tenant_id, meter, timestamp, quantity, observations, 'void' FROM {tables.EVENTS} "
+        "ORDER BY timestamp LIMIT 1 BY timestamp"
+    )
+
+    silent(store, "metering-rollup-drift", length=20 * MINUTE)
+
+
+def test_hours_before_the_last_six_are_not_looked_at(store: Store) -> None:
+    hours(store, 1, start=60, end=50)
+    hours(store, 1, start=9, end=8)
+
+    silent(store, "metering-rollup-drift", start=NOW + DAY, length=20 * MINUTE)
+
+
 def test_the_hour_that_has_begun_may_differ(store: Store) -> None:
     hours(store, 1, start=0, end=0)
 
@@ -556,6 +637,13 @@ def test_more_than_a_fifth_of_the_usage_was_sent_before(store: Store, stats: Sta
     stats.add("ingest", "refused", 1, reason="duplicate")
 
     fires(store, "metering-duplicates", {})
+
+
+def test_of_few_uses_all_may_have_been_sent_before(store: Store, stats: Stats) -> None:
+    stats.add("ingest", "in", 1)
+    stats.add("ingest", "refused", 1, reason="duplicate")
+
+    silent(store, "metering-duplicates")
 
 
 def test_what_went_into_quarantine_is_told_until_it_is_resolved(store: Store) -> None:

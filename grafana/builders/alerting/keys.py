@@ -11,7 +11,7 @@ SELECT k.key_id AS key_id, k.name AS name, if(k.tenant_id = '', '(any)', k.tenan
 FROM metering.api_keys AS k FINAL
 WHERE k.expires_at > $__toTime AND k.expires_at <= $__toTime + INTERVAL 96 HOUR AND k.revoked_at IS NULL
     AND k.key_id NOT IN (
-        SELECT n.replaces FROM metering.api_keys AS n FINAL WHERE n.replaces != '' AND n.revoked_at IS NULL
+        SELECT n.replaces FROM metering.api_keys AS n FINAL WHERE n.revoked_at IS NULL
     )
 ORDER BY value, key_id
 LIMIT 1000
