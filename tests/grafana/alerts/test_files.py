@@ -12,7 +12,7 @@ from grafana.builders.alerting.rule import RUNBOOKS_URL
 from grafana.builders.dashboard import panels_of
 from grafana.builders.variables import DATASOURCE_UID
 from grafana.emulator.alerts import duration
-from tests.grafana.alert_files import FOLDER, GROUPS, RULES, interval_of
+from tests.grafana.alerts.files import FOLDER, GROUPS, RULES, interval_of
 
 REPOSITORY = FOLDER.parent
 RUNBOOKS = REPOSITORY / "docs" / "runbooks"

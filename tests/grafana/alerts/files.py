@@ -8,7 +8,7 @@ import yaml
 
 from grafana.emulator.alerts import duration
 
-FOLDER: Final = Path(__file__).parents[2] / "grafana"
+FOLDER: Final = Path(__file__).parents[3] / "grafana"
 GROUPS: Final[list[dict[str, Any]]] = [
     group
     for path in sorted((FOLDER / "provisioning" / "alerting").iterdir())

@@ -18,7 +18,7 @@ from receiver.errors import RequestError
 from receiver.store.client import Store
 from receiver.store.migrate import migrate
 from receiver.usage import Reason
-from tests.grafana.alert_files import FOLDER
+from tests.grafana.alerts.files import FOLDER
 
 REPOSITORY = FOLDER.parent
 PAGES = sorted((REPOSITORY / "docs" / "runbooks").glob("*.md"))
