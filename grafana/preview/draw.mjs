@@ -1,5 +1,5 @@
 // Bundles the page, opens it in headless Chromium and writes a picture of each dashboard.
-// Usage: node draw.mjs SHEETS.json FOLDER [UID ...]
+// Usage, by __main__.py: node draw.mjs SHEETS.json FOLDER CHROMIUM
 import { build } from 'esbuild';
 import { existsSync } from 'node:fs';
 import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
@@ -16,8 +16,10 @@ const FLAGS = [
   '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update',
   '--disable-sync', '--hide-scrollbars', '--force-color-profile=srgb',
 ];
-const BROWSERS = [process.env.CHROMIUM, '/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome'];
 const TYPES = { '.js': 'text/javascript', '.css': 'text/css', '.svg': 'image/svg+xml', '.woff2': 'font/woff2', '.html': 'text/html' };
+
+/** Said by Grafana's libraries whatever the page does, and of no consequence to a picture. */
+const IGNORED = [/i18n was initialized/, /Failed to load resource/];
 
 const resolve = createRequire(import.meta.url).resolve;
 const UI = path.dirname(resolve('@grafana/ui/package.json'));
@@ -56,7 +58,12 @@ async function picture(context, sheet, folder, target) {
   const page = await context.newPage();
   const problems = [];
   page.on('pageerror', (error) => problems.push(`${error.message}\n${error.stack}`));
-  page.on('console', (message) => ['error', 'warning'].includes(message.type()) && problems.push(message.text()));
+  page.on('console', (message) => {
+    const text = message.text();
+    if (['error', 'warning'].includes(message.type()) && !IGNORED.some((one) => one.test(text))) {
+      problems.push(text);
+    }
+  });
   await page.route('**/*', async (route) => {
     const url = route.request().url();
     if (url === `${ORIGIN}/`) {
@@ -85,11 +92,7 @@ async function picture(context, sheet, folder, target) {
   problems.forEach((text) => console.log(`  ${text}`));
 }
 
-async function main([input, output, ...only]) {
-  const executablePath = BROWSERS.find((one) => one && existsSync(one));
-  if (!executablePath) {
-    throw new Error('no Chromium found; install it or set CHROMIUM to its path');
-  }
+async function main([input, output, executablePath]) {
   const sheets = JSON.parse(await readFile(input, 'utf8'));
   const folder = await mkdtemp(path.join(tmpdir(), 'preview-'));
   await mkdir(output, { recursive: true });
@@ -105,10 +108,7 @@ async function main([input, output, ...only]) {
   });
   try {
     for (const sheet of sheets) {
-      const { uid } = sheet.dashboard;
-      if (only.length === 0 || only.includes(uid)) {
-        await picture(context, sheet, folder, path.join(output, `${uid}.png`));
-      }
+      await picture(context, sheet, folder, path.join(output, `${sheet.dashboard.uid}.png`));
     }
   } finally {
     await context.close();
