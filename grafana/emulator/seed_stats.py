@@ -97,7 +97,7 @@ class _Course:
 
     def level(self, mean: float) -> Minutes:
         """Numbers around `mean`, at any hour."""
-        return mean * self._noise()
+        return np.asarray(mean * self._noise(), np.float64)
 
     def now_and_then(self, every: int) -> Minutes:
         """1 in one minute of so many."""
