@@ -59,5 +59,4 @@ export interface Sheet {
   to: number;
   variables: Record<string, VariableValue>;
   frames: Record<string, DataFrameJSON[]>;
-  errors: Record<string, string>;
 }

@@ -162,7 +162,6 @@ function Page({ sheet, width, frames }: { sheet: Sheet; width: number; frames: M
               </div>
             );
           }
-          const error = sheet.errors[String(panel.id)];
           return (
             <div key={panel.id} style={{ position: 'absolute', ...at }}>
               <PanelChrome
@@ -173,7 +172,6 @@ function Page({ sheet, width, frames }: { sheet: Sheet; width: number; frames: M
                 displayMode={panel.transparent ? 'transparent' : 'default'}
                 hoverHeader={!panel.title}
                 padding={EDGE_TO_EDGE.has(panel.type) ? 'none' : 'md'}
-                statusMessage={error}
               >
                 {(width, height) => (
                   <Fence title={panel.title}>
