@@ -75,6 +75,7 @@ async function picture(context, sheet, folder, target) {
     }
     return route.fulfill({ contentType: TYPES[path.extname(file)], body: await readFile(file) });
   });
+  await page.clock.setFixedTime(sheet.to);
   await page.goto(`${ORIGIN}/`);
   await page.evaluate(([one, width]) => window.drawSheet(one, width), [sheet, WIDTH]);
   await page.waitForSelector('section');

@@ -196,13 +196,26 @@ async function draw(sheet: Sheet, width: number) {
   for (const panel of flat(sheet.dashboard)) {
     frames.set(panel.id, await framesOf(panel, sheet, theme, replace));
   }
-  createRoot(document.getElementById('root')!).render(
+  const root = createRoot(document.getElementById('root')!);
+  root.render(
+    <ThemeContext.Provider value={theme}>
+      <GlobalStyles />
+    </ThemeContext.Provider>
+  );
+  await typefaces();
+  root.render(
     <ThemeContext.Provider value={theme}>
       <GlobalStyles />
       <PortalContainer />
       <Page sheet={sheet} width={width} frames={frames} />
     </ThemeContext.Provider>
   );
+}
+
+/** Components measure text before they draw it, so the typeface has to be there before the first one is. */
+async function typefaces() {
+  await new Promise((done) => setTimeout(done, 200));
+  await Promise.all(['400 14px Inter', '500 14px Inter'].map((font) => document.fonts.load(font)));
 }
 
 (window as any).drawSheet = draw;
