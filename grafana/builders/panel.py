@@ -88,7 +88,8 @@ class Column:
     """How one column of a table, or one series, differs from the panel's rule.
 
     Attributes:
-        name: Of the column in the answer.
+        name: Of the column in the answer; what else it names, `matcher` says.
+        matcher: Grafana's id of it: byName, or byFrameRefID for all that one query answers.
         title: Its header; None: its name.
         unit: Grafana's id of it; None: that of the panel.
         decimals: Digits behind the point.
@@ -105,6 +106,7 @@ class Column:
     """
 
     name: str
+    matcher: Literal["byName", "byFrameRefID", "byRegexp"] = "byName"
     title: str | None = None
     unit: str | None = None
     decimals: int | None = None
@@ -140,7 +142,7 @@ class Column:
         if self.steps and not self.color:
             found["color"] = sdk.FieldColor(mode=sdk.FieldColorModeId.THRESHOLDS)
         return sdk.DashboardFieldConfigSourceOverrides(
-            matcher=sdk.MatcherConfig(id_val="byName", options=self.name),
+            matcher=sdk.MatcherConfig(id_val=self.matcher, options=self.name),
             properties=[
                 sdk.DynamicConfigValue(id_val=name, value=value)
                 for name, value in found.items()

@@ -17,16 +17,31 @@ MONTH: Final = "metering.usage_month"
 ADDITIVE: Final = "('', 'sum', 'count')"
 """Aggregations whose windows add up: of these alone is there a projection. '': a meter without definition."""
 
-DEFINITIONS: Final = (
-    "(SELECT meter, aggregation, unit FROM metering.meter_definitions FINAL WHERE NOT is_deleted)"
-)
-"""To be joined by meter: LEFT ANY JOIN; a meter without definition then has '' and is summed."""
+DEFINITIONS: Final = "metering.meter_definitions FINAL WHERE NOT is_deleted"
+"""The meters' definitions that are in force."""
 
 AGGREGATIONS: Final = (
     "(SELECT mapFromArrays(groupArray(meter), groupArray(toString(aggregation))) "
-    "FROM metering.meter_definitions FINAL WHERE NOT is_deleted)"
+    f"FROM {DEFINITIONS}) AS aggregations"
 )
-"""Scalar: meter -> aggregation."""
+"""For WITH: a map, meter -> aggregation. A meter without definition has '' and is summed."""
+
+UNIT: Final = "replaceRegexpAll(unit, '[{}]', '')"
+"""Of a definition, for people: token for {token}."""
+
+UNITS: Final = (
+    f"(SELECT mapFromArrays(groupArray(meter), groupArray({UNIT})) FROM {DEFINITIONS}) AS units"
+)
+"""For WITH: a map, meter -> unit."""
+
+AGGREGATION: Final = "aggregations[toString(meter)]"
+"""With `AGGREGATIONS`: that of a row's meter."""
+
+ROLLUP_NOTE: Final = (
+    "Minimum, maximum, latest, unique and percentiles still contain events that were corrected; "
+    "the query API leaves them out."
+)
+"""What rollups cannot take back, for descriptions."""
 
 
 def chosen(column: str, variable: str) -> str:
@@ -105,28 +120,31 @@ def time_bucket(column: str = "window_start") -> str:
 
 
 def usage_value(aggregation: str, condition: str = "1") -> str:
-    """Usage as Float64, by the meter's own aggregation.
+    """Usage as Float64, by the meter's own aggregation; NULL: there was none of what does not add up.
 
     Args:
         aggregation: Expression of it; it has to be one of the groups. '' is summed.
         condition: Which rows of the group.
     """
-    percentiles = " ".join(
+    percentiles = "".join(
         f"{aggregation} = 'p{level}', toFloat64(quantileTDigestMergeIf(0.{level})(quantity_percentiles, "
-        f"{aggregation} = 'p{level}' AND {condition})),"
+        f"{aggregation} = 'p{level}' AND {condition})), "
         for level in (50, 90, 95, 99)
     )
     count = f"toInt64(sumIf(quantity_count, {condition}))"
     return (
         "multiIf("
+        f"{aggregation} IN ('', 'sum'), toFloat64(sumIf(quantity_sum, {condition})), "
         f"{aggregation} = 'count', toFloat64({count}), "
-        f"{aggregation} = 'min', toFloat64(minIf(quantity_min, {condition})), "
-        f"{aggregation} = 'max', toFloat64(maxIf(quantity_max, {condition})), "
-        f"{aggregation} = 'avg', if({count} = 0, 0, toFloat64(sumIf(quantity_sum, {condition})) / {count}), "
-        f"{aggregation} = 'latest', toFloat64(argMaxMergeIf(quantity_latest, {aggregation} = 'latest' AND {condition})), "
         f"{aggregation} = 'unique_count', "
         f"toFloat64(uniqExactMergeIf(unique_keys, {aggregation} = 'unique_count' AND {condition})), "
-        f"{percentiles} "
+        f"{count} = 0, NULL, "
+        f"{aggregation} = 'min', toFloat64(minIf(quantity_min, {condition})), "
+        f"{aggregation} = 'max', toFloat64(maxIf(quantity_max, {condition})), "
+        f"{aggregation} = 'avg', toFloat64(sumIf(quantity_sum, {condition})) / {count}, "
+        f"{aggregation} = 'latest', "
+        f"toFloat64(argMaxMergeIf(quantity_latest, {aggregation} = 'latest' AND {condition})), "
+        f"{percentiles}"
         f"toFloat64(sumIf(quantity_sum, {condition})))"
     )
 

@@ -6,7 +6,7 @@ from typing import Final
 from grafana_foundation_sdk.models import common
 from grafana_foundation_sdk.models import dashboard as sdk
 
-from grafana.builders.sql import FROM_DAY
+from grafana.builders.sql import DEFINITIONS, FROM_DAY, UNIT
 
 PLUGIN: Final = "grafana-clickhouse-datasource"
 PLUGIN_VERSION: Final = "4.20.0"
@@ -159,10 +159,10 @@ def meter_variable(where: str = "1") -> Variable:
         label="Meter",
         description="Meters with usage in the chosen time. None chosen: all of them.",
         sql=(
-            "SELECT meter, if(unit = '', meter, concat(meter, ' in ', unit)) AS text FROM "
+            f"SELECT meter, if(unit IN ('', '1'), meter, concat(meter, ' (', {UNIT}, ')')) AS text FROM "
             "(SELECT DISTINCT toString(meter) AS meter FROM metering.usage_day "
             f"WHERE {FROM_DAY} AND {where}) AS used LEFT ANY JOIN "
-            "(SELECT meter, unit FROM metering.meter_definitions FINAL WHERE NOT is_deleted) AS definitions "
+            f"(SELECT meter, unit FROM {DEFINITIONS}) AS definitions "
             "USING (meter) ORDER BY meter LIMIT 1000"
         ),
     )

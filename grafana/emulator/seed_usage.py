@@ -18,6 +18,9 @@ from receiver.store import tables
 from receiver.store.client import Store
 
 DAYS: Final = 45
+ADDITIVE: Final = ("", "sum", "count")
+"""Aggregations whose windows add up; an old event of these stands for many measurements."""
+
 TENANTS: Final[Mapping[str, float]] = {
     "acme": 1.0,
     "globex": 0.62,
@@ -52,7 +55,7 @@ class SeedMeter:
     size: float = 1.0
     places: int = 0
     by_key: bool = False
-    per_day: int = 6
+    per_day: int = 4
 
 
 METERS: Final = (
@@ -65,8 +68,8 @@ METERS: Final = (
             "gen_ai.request.model": ("gpt-4o-mini", "claude-sonnet", "llama-3"),
             "gen_ai.token.type": ("input", "output"),
         },
-        size=1800,
-        per_day=10,
+        size=180,
+        per_day=8,
     ),
     SeedMeter(
         slug="http.requests",
@@ -74,7 +77,7 @@ METERS: Final = (
         unit="{request}",
         description="Requests to the API",
         dimensions={"http.route": ("/v1/chat", "/v1/search", "/v1/files")},
-        per_day=12,
+        per_day=8,
     ),
     SeedMeter(
         slug="storage.bytes",
@@ -91,7 +94,7 @@ METERS: Final = (
         unit="{user}",
         description="People who used the product",
         by_key=True,
-        per_day=8,
+        per_day=6,
     ),
     SeedMeter(
         slug="job.duration",
@@ -108,7 +111,7 @@ METERS: Final = (
         unit="{connection}",
         description="Connections open at once",
         size=40,
-        per_day=4,
+        per_day=3,
     ),
     SeedMeter(slug="clicks", aggregation="", unit="", description="", per_day=4),
 )
@@ -138,6 +141,7 @@ class SeedUsage:
     meter: str
     at: datetime
     quantity: Decimal
+    observations: int
     dimensions: Mapping[str, str]
     attributes: Mapping[str, str]
     unique_key: str
@@ -153,10 +157,10 @@ def usages(now: datetime, meters: Sequence[SeedMeter] = METERS) -> list[SeedUsag
     """The events up to `now` (UTC), by time. The same for the same arguments."""
     random = np.random.default_rng(20)
     found: list[SeedUsage] = []
-    for tenant, weight in TENANTS.items():
+    for tenant in TENANTS:
         for meter in meters:
-            for at in _moments(now, meter, weight, random):
-                found.append(_usage(len(found), tenant, meter, at, weight, random))
+            for at, measurements in _moments(now, meter, random):
+                found.append(_usage(len(found), tenant, meter, at, measurements, random))
     return sorted(found, key=lambda one: (one.at, one.number))
 
 
@@ -185,7 +189,7 @@ def to_table(inserted: Sequence[SeedUsage], now: datetime) -> pa.Table:
             "tenant_id": pa.array([one.tenant for one in inserted]),
             "meter": pa.array([one.meter for one in inserted]),
             "quantity": pa.array([one.quantity for one in inserted], pa.decimal128(38, 9)),
-            "observations": pa.array([1] * len(inserted), pa.int64()),
+            "observations": pa.array([one.observations for one in inserted], pa.int64()),
             "unique_key": pa.array([one.unique_key for one in inserted]),
             "timestamp": times,
             "start_time": times,
@@ -221,24 +225,19 @@ def _definitions(meters: Sequence[SeedMeter], now: datetime) -> pa.Table:
 
 
 def _moments(
-    now: datetime, meter: SeedMeter, weight: float, random: np.random.Generator
-) -> Iterator[datetime]:
-    """When: fewer at night and on Sundays, more towards the end, and dense in the last three hours."""
-    today = now.replace(hour=0, minute=0, second=0, microsecond=0)
-    for day in range(DAYS, -1, -1):
-        begin = today - timedelta(days=day)
-        busy = (0.6 if begin.weekday() == 6 else 1.0) * (1.25 - day / DAYS / 2)
-        count = max(1, round(meter.per_day * busy * (0.4 + 0.6 * math.sqrt(weight))))
-        for hour in np.sort(np.clip(random.normal(13.5, 4.5, count), 0, 23.99)):
-            at = begin + timedelta(milliseconds=int(hour * 3_600_000))
-            if at < now - timedelta(hours=3):
-                yield at
-    for at_second in range(0, 3 * 3600, round(2400 / meter.per_day)):
-        yield (
-            now
-            - timedelta(hours=3)
-            + timedelta(seconds=at_second, milliseconds=int(random.integers(1000)))
-        )
+    now: datetime, meter: SeedMeter, random: np.random.Generator
+) -> Iterator[tuple[datetime, int]]:
+    """When, and for how many measurements an event stands: the older, the more, and the rarer they are."""
+    step = 86400 / meter.per_day
+    begin = (now - timedelta(days=DAYS)).replace(hour=0, minute=0, second=0, microsecond=0)
+    at = begin
+    while at < now:
+        age = now - at
+        parts = 36 if age <= timedelta(hours=3) else 6 if age <= timedelta(hours=27) else 1
+        moment = at + timedelta(milliseconds=int(random.uniform(0, step / parts) * 1000))
+        if moment < now:
+            yield moment, 180 // parts
+        at += timedelta(seconds=step / parts)
 
 
 def _usage(
@@ -246,25 +245,46 @@ def _usage(
     tenant: str,
     meter: SeedMeter,
     at: datetime,
-    weight: float,
+    measurements: int,
     random: np.random.Generator,
 ) -> SeedUsage:
+    weight = TENANTS[tenant]
     dimensions = {
         name: values[min(int(random.exponential(0.8)), len(values) - 1)]
         for name, values in meter.dimensions.items()
     }
-    amount = meter.size * weight * random.lognormal(0, 0.35) if meter.size != 1 else 1.0
+    busy = _busy(at) * weight
+    observations = 1
+    amount = meter.size * busy * random.lognormal(0, 0.25)
+    if meter.aggregation in ADDITIVE:
+        observations = max(1, round(measurements * busy * random.lognormal(0, 0.15)))
+        amount = meter.size * observations * random.uniform(0.8, 1.2)
+    elif meter.aggregation == "latest":
+        amount = meter.size * weight * _growth(at) * random.uniform(0.99, 1.01)
+    if meter.size == 1:
+        amount = observations
     step = Decimal(1).scaleb(-meter.places)
-    quantity = max(Decimal(str(amount)).quantize(step), step)
     user = f"user-{int(random.integers(1, max(2, round(40 * weight))))}"
     return SeedUsage(
         number=number,
         tenant=tenant,
         meter=meter.slug,
         at=at.astimezone(UTC),
-        quantity=quantity,
+        quantity=max(Decimal(str(amount)).quantize(step), step),
+        observations=observations,
         dimensions=dimensions,
         attributes={**dimensions, "enduser.id": user, "deployment.environment": "production"},
         unique_key=user if meter.by_key else "",
         service="gateway" if meter.slug.startswith(("http", "llm")) else "worker",
     )
+
+
+def _growth(at: datetime) -> float:
+    """Slowly more: a third in a hundred days."""
+    return 1 + (at - datetime(2026, 1, 1, tzinfo=UTC)).days % 100 / 300
+
+
+def _busy(at: datetime) -> float:
+    """More by day than by night, less on Sundays."""
+    cycle = 0.65 - 0.35 * math.cos((at.hour + at.minute / 60 - 2) / 12 * math.pi)
+    return cycle * (0.6 if at.weekday() == 6 else 1.0) * _growth(at)
