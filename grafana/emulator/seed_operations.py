@@ -105,7 +105,15 @@ def keys(now: datetime, sick: Collection[Sickness] = ()) -> list[Key]:
         Key("checkout", "Checkout service", ("ingest", "validate"), made, last_used=just),
         Key("mobile-gateway", "Mobile gateway", ("ingest",), made, expires=soon, last_used=just),
         Key("grafana", "Dashboards", ("query",), made, last_used=just),
-        Key("acme-portal", "Portal of acme", ("query",), made, "acme", now + 90 * _DAY, None),
+        Key(
+            "acme-portal",
+            "Portal of acme",
+            ("query",),
+            made,
+            "acme",
+            now + 90 * _DAY,
+            last_used=now - timedelta(minutes=8),
+        ),
         Key("platform", "Platform team", ("admin",), made, last_used=now - 2 * _DAY),
         Key("billing-1", "Billing job", ("query",), made, last_used=now - 31 * _DAY),
         Key(

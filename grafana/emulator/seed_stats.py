@@ -101,7 +101,7 @@ class _Course:
 
     def now_and_then(self, every: int) -> Minutes:
         """1 in one minute of so many."""
-        return (np.arange(self.length) % every == every // 2).astype(np.float64)
+        return np.asarray(np.arange(self.length) % every == every // 2, np.float64)
 
     def late(self, healthy: Minutes, sick: Minutes | float) -> Minutes:
         """`healthy`, but `sick` in the last minutes."""
