@@ -17,12 +17,15 @@ MONTH: Final = "metering.usage_month"
 ADDITIVE: Final = "('', 'sum', 'count')"
 """Aggregations whose windows add up: of these alone is there a projection. '': a meter without definition."""
 
-DEFINITIONS: Final = "metering.meter_definitions FINAL WHERE NOT is_deleted"
-"""The meters' definitions that are in force."""
+IN_FORCE: Final = "metering.meter_definitions FINAL WHERE NOT is_deleted"
+"""For FROM: the meters' definitions."""
+
+DEFINITIONS: Final = f"(SELECT meter, aggregation, unit FROM {IN_FORCE})"
+"""To be joined by meter: LEFT ANY JOIN; a meter without definition then has '' and is summed."""
 
 AGGREGATIONS: Final = (
     "(SELECT mapFromArrays(groupArray(meter), groupArray(toString(aggregation))) "
-    f"FROM {DEFINITIONS}) AS aggregations"
+    f"FROM {IN_FORCE}) AS aggregations"
 )
 """For WITH: a map, meter -> aggregation. A meter without definition has '' and is summed."""
 
@@ -30,7 +33,7 @@ UNIT: Final = "replaceRegexpAll(unit, '[{}]', '')"
 """Of a definition, for people: token for {token}."""
 
 UNITS: Final = (
-    f"(SELECT mapFromArrays(groupArray(meter), groupArray({UNIT})) FROM {DEFINITIONS}) AS units"
+    f"(SELECT mapFromArrays(groupArray(meter), groupArray({UNIT})) FROM {IN_FORCE}) AS units"
 )
 """For WITH: a map, meter -> unit."""
 

@@ -162,7 +162,7 @@ def meter_variable(where: str = "1") -> Variable:
             f"SELECT meter, if(unit IN ('', '1'), meter, concat(meter, ' (', {UNIT}, ')')) AS text FROM "
             "(SELECT DISTINCT toString(meter) AS meter FROM metering.usage_day "
             f"WHERE {FROM_DAY} AND {where}) AS used LEFT ANY JOIN "
-            f"(SELECT meter, unit FROM {DEFINITIONS}) AS definitions "
+            f"{DEFINITIONS} AS definitions "
             "USING (meter) ORDER BY meter LIMIT 1000"
         ),
     )
