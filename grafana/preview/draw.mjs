@@ -8,6 +8,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { chromium } from 'playwright-core';
+import UPNG from 'upng-js';
 
 const HERE = path.dirname(fileURLToPath(import.meta.url));
 const WIDTH = 1600;
@@ -54,6 +55,12 @@ function fileOf(url, folder) {
 const PAGE = `<!doctype html><html class="theme-dark"><head><base href="/"><link rel="stylesheet" href="/page.css"></head>
 <body style="margin:0"><div id="root"></div><script src="/page.js"></script></body></html>`;
 
+/** The same picture in 256 colours: a third of the bytes, and no difference to be seen. */
+function small(png) {
+  const image = UPNG.decode(png);
+  return Buffer.from(UPNG.encode(UPNG.toRGBA8(image).slice(0, 1), image.width, image.height, 256));
+}
+
 async function picture(context, sheet, folder, target) {
   const page = await context.newPage();
   const problems = [];
@@ -86,7 +93,7 @@ async function picture(context, sheet, folder, target) {
   const { height } = await root.boundingBox();
   await page.setViewportSize({ width: WIDTH, height: Math.ceil(height) });
   await page.waitForTimeout(500);
-  const png = await root.screenshot({ animations: 'disabled' });
+  const png = small(await root.screenshot({ animations: 'disabled' }));
   await writeFile(target, png);
   await page.close();
   console.log(`${path.relative(process.cwd(), target)}  ${WIDTH} x ${Math.ceil(height)}, ${Math.round(png.length / 1024)} KiB`);

@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
+from uuid import UUID
 
 from grafana.emulator import seed_usage
 from grafana.emulator.run import options_of, run
@@ -41,7 +42,7 @@ AILING: Final[Mapping[str, Collection[Sickness]]] = {
 """What else is, on a dashboard that looks for nothing but trouble and would be a page of empty panels."""
 
 CHOSEN: Final[Mapping[str, str]] = {"tenant": "acme"}
-"""What is chosen where one value has to be; else it is the first."""
+"""What is chosen where one value has to be; else it is the first. `event`: the newest of the sample data."""
 
 _LENGTH: Final = re.compile(r"^now-(\d+)([mhdw])$")
 _UNITS: Final = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -71,17 +72,18 @@ def _sheets(
         store = Store(f"chdb://{folder}/engine")
         try:
             migrate(store, ManualClock(int(NOW.timestamp()) * 10**9))
-            seed_usage.seed(store, NOW)
+            newest = seed_usage.seed(store, NOW)[-1]
             seed_operations(store, NOW, sick=sick)
-            return [sheet(store, one) for one in dashboards]
+            chosen = {**CHOSEN, "event": str(UUID(bytes=newest.event_id))}
+            return [sheet(store, one, chosen) for one in dashboards]
         finally:
             store.close()
 
 
-def sheet(store: Store, dashboard: Mapping[str, Any]) -> dict[str, Any]:
+def sheet(store: Store, dashboard: Mapping[str, Any], chosen: Mapping[str, str]) -> dict[str, Any]:
     """A dashboard with its time, the choices at its top and the frames of its panels (`Sheet` in src/model.ts)."""
     time = TimeRange.last(_length(dashboard["time"]["from"]), NOW)
-    context, texts = _choose(store, dashboard, Context(time=time))
+    context, texts = _choose(store, dashboard, Context(time=time), chosen)
     panels = list(_unrolled(dashboard["panels"], context))
     frames: dict[int, list[dict[str, Any]]] = {}
     for panel, scope in panels:
@@ -108,7 +110,7 @@ def _length(begin: str) -> timedelta:
 
 
 def _choose(
-    store: Store, dashboard: Mapping[str, Any], context: Context
+    store: Store, dashboard: Mapping[str, Any], context: Context, wanted: Mapping[str, str]
 ) -> tuple[Context, dict[str, dict[str, Any]]]:
     """The context with a value for each variable, and the text that stands for it at the page's top."""
     texts: dict[str, dict[str, Any]] = {}
@@ -120,7 +122,9 @@ def _choose(
             found = options_of(store, variable, context)
             options = tuple(one for one, _ in found)
             if not value:
-                value, text = _first(found, CHOSEN.get(name))
+                value, text = _first(found, wanted.get(name))
+        elif variable["type"] == "textbox":
+            value = text = wanted.get(name, "")
         chosen: Value = tuple(value) if isinstance(value, list) else str(value)
         context = replace(
             context,

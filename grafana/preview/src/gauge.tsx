@@ -1,6 +1,6 @@
 // @grafana/ui has no gauge (its application draws it): an arc in the same colours and proportions.
 import { type FieldDisplay, formattedValueToString } from '@grafana/data';
-import { calculateFontSize, useTheme2 } from '@grafana/ui';
+import { calculateFontSize, measureText, useTheme2 } from '@grafana/ui';
 import { arc } from './arcs';
 
 interface Props {
@@ -49,9 +49,17 @@ export function Gauge({ value, title, width, height, options }: Props) {
       </g>
       {title && (
         <text x={width / 2} y={height - 8} textAnchor="middle" fontSize={13} fill={theme.colors.text.primary}>
-          {title}
+          {fitted(title, width)}
         </text>
       )}
     </svg>
   );
+}
+
+function fitted(title: string, width: number): string {
+  let shown = title;
+  while (shown.length > 4 && measureText(shown, 13).width > width - 8) {
+    shown = `${shown.slice(0, -4)}...`;
+  }
+  return shown;
 }

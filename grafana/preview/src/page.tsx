@@ -67,7 +67,7 @@ const styles = {
     borderRadius: `0 ${theme.shape.radius.default} ${theme.shape.radius.default} 0`,
     color: theme.components.input.text,
   }),
-  row: css({ display: 'flex', alignItems: 'center', gap: theme.spacing(1), height: ROW, fontWeight: 500, fontSize: theme.typography.h5.fontSize }),
+  row: css({ display: 'flex', alignItems: 'center', gap: theme.spacing(1), height: ROW, fontWeight: 500, fontSize: theme.typography.h5.fontSize, '& small': { color: theme.colors.text.secondary } }),
 };
 
 /** One broken panel shows its error and leaves the others alone. */
@@ -159,6 +159,7 @@ function Page({ sheet, width, frames }: { sheet: Sheet; width: number; frames: M
             return (
               <div key={panel.id} className={styles.row} style={{ position: 'absolute', ...at }}>
                 <Icon name={panel.collapsed ? 'angle-right' : 'angle-down'} /> {replace(panel.title ?? '')}
+                {panel.collapsed && <small>({panel.panels?.length ?? 0} panels)</small>}
               </div>
             );
           }
