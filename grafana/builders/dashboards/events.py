@@ -53,11 +53,16 @@ def build() -> Dashboard:
         rows=(
             Row(
                 panels=(
-                    _count("Events", "Events that match.", "count()", "events"),
+                    _count("Events", "Events of the chosen time that match.", "count()", "events"),
                     _count(
-                        "Tenants", "Tenants of these events.", "uniqExact(tenant_id)", "tenants"
+                        "Tenants",
+                        "Tenants of the events that match.",
+                        "uniqExact(tenant_id)",
+                        "tenants",
                     ),
-                    _count("Meters", "Meters of these events.", "uniqExact(meter)", "meters"),
+                    _count(
+                        "Meters", "Meters of the events that match.", "uniqExact(meter)", "meters"
+                    ),
                     _corrected(),
                     _histogram(),
                 )
