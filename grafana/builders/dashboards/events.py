@@ -110,7 +110,6 @@ def _histogram() -> Panel:
         no_value=_NONE,
         bars=True,
         stacked=True,
-        legend_right=True,
         decimals=0,
         display_name="${__field.labels.meter}",
         width=24,
@@ -120,6 +119,7 @@ def _histogram() -> Panel:
 
 def _table() -> Panel:
     return table(
+        filters=True,
         title="Events, the newest first",
         description="The newest 200 that match. A click on an id shows the whole event below.",
         sql=(
