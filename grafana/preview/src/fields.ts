@@ -3,6 +3,7 @@
 import {
   applyFieldOverrides,
   booleanOverrideProcessor,
+  cacheFieldDisplayNames,
   type DataFrame,
   dataFrameFromJSON,
   dataLinksOverrideProcessor,
@@ -129,7 +130,7 @@ export async function framesOf(
   const defaults: any = { color, thresholds, mappings: [], ...config.defaults };
   defaults.thresholds = withFloor(defaults.thresholds);
   defaults.custom = { ...DEFAULTS[panel.type], ...config.defaults.custom };
-  return applyFieldOverrides({
+  const shown = applyFieldOverrides({
     data: frames,
     fieldConfig: { defaults, overrides: config.overrides.map(overrideWithFloor) },
     fieldConfigRegistry: registryFor(panel),
@@ -137,6 +138,9 @@ export async function framesOf(
     theme,
     timeZone: sheet.dashboard.timezone ?? 'utc',
   });
+  // Tables read a column's title from here.
+  cacheFieldDisplayNames(shown);
+  return shown;
 }
 
 /** JSON has no -Infinity: the first step of thresholds is stored as null. */
