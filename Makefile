@@ -45,6 +45,9 @@ types: $(STAMP)  ## types, strict
 bench: $(STAMP)  ## measure; prints a table
 	@$(BIN)/python -m bench $(ARGS)
 
+preview: $(STAMP)  ## pictures of the dashboards in docs/images (needs Node and Chromium)
+	@$(BIN)/python -m grafana.preview $(ARGS)
+
 lock:  ## refresh requirements.lock (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --extra embedded --extra grpc --extra jwt --group dev pyproject.toml -o requirements.lock
 
