@@ -1,19 +1,29 @@
 """Settings of the query API: `METERING_*`, read once."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from receiver.settings import ServiceSettings
+
+Port = Annotated[int, Field(ge=0, le=65535)]
 
 
-class Settings(BaseSettings):
+class Settings(ServiceSettings):
     """What the query API needs to know; the defaults work on a laptop."""
 
-    model_config = SettingsConfigDict(env_prefix="METERING_", frozen=True, extra="ignore")
-
     api_host: str = Field("127.0.0.1", description="Address that the query API listens on.")
-    api_port: Annotated[int, Field(ge=0, le=65535)] = Field(
-        8080, description="Query API; 0: any free port."
+    api_port: Port = Field(
+        8080,
+        description="Query API; 0: any free port. Unset, `otel-metering receiver` takes 8081.",
+    )
+    receiver_url: str = Field(
+        "http://127.0.0.1:8081",
+        description="Query API of the receiver, where `otel-metering api` hands on what only that may decide.",
+    )
+    receiver_ca_file: Path | None = Field(
+        None, description="CAs (PEM) of that address, if it is https. Unset: those of the system."
     )
     metrics_public: bool = Field(
         default=False,
@@ -66,3 +76,9 @@ class Settings(BaseSettings):
         description="How long hard quotas refuse after Redis lost its data, so that every process can "
         "bring back its reservations; above two seconds if there are several processes.",
     )
+
+
+class ReceiverSettings(Settings):
+    """The same for a receiver that has API processes in front of it, perhaps on the same machine."""
+
+    api_port: Port = 8081
