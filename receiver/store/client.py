@@ -53,13 +53,14 @@ _STATEMENT_ERRORS: Final = frozenset(
 )
 
 
-_LIMIT_ERRORS: Final = {
+LIMIT_ERRORS: Final = {
     158: "it reads too many rows",  # TOO_MANY_ROWS
     159: "it takes too long",  # TIMEOUT_EXCEEDED
     241: "it needs too much memory",  # MEMORY_LIMIT_EXCEEDED
     394: "it was cancelled",  # QUERY_WAS_CANCELLED
     396: "its answer has too many rows",  # TOO_MANY_ROWS_OR_BYTES
 }
+"""Codes of what a statement may not cost -> words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -361,7 +362,7 @@ def _bindable(parameters: Mapping[str, object] | None) -> dict[str, object]:
 
 def _translate(error: ClickHouseError) -> MeteringError:
     code = _code(error)
-    if code in _LIMIT_ERRORS:
-        return ReadLimitError(_LIMIT_ERRORS[code])
+    if code in LIMIT_ERRORS:
+        return ReadLimitError(LIMIT_ERRORS[code])
     message = f"the database failed: {str(error).splitlines()[0]}"
     return StoreError(message, code) if code in _STATEMENT_ERRORS else UnavailableError(message)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from otel_metering.clock import Clock, SystemClock
+from otel_metering.clock import Clock, ManualClock
 from query_api.clickhouse.endpoint import Endpoint
 from query_api.config import Settings
 from query_api.serving import Server
@@ -79,7 +79,9 @@ class Running:
 
     def url(self, database: str = "metering") -> str:
         """For a store that goes through the endpoint."""
-        return f"clickhouse://admin:{quote(ADMIN_PASSWORD, safe='')}@127.0.0.1:{self.port}/{database}"
+        return (
+            f"clickhouse://admin:{quote(ADMIN_PASSWORD, safe='')}@127.0.0.1:{self.port}/{database}"
+        )
 
     def ask(
         self,
@@ -131,7 +133,7 @@ def running_endpoint(
     path: Path, clock: Clock | None = None, *, is_migrated: bool = True, **settings: Any
 ) -> Iterator[Running]:
     """Run it, with settings of the query API."""
-    url, clock = f"chdb://{path}", clock or SystemClock()
+    url, clock = f"chdb://{path}", clock or ManualClock()
     store = Store(url)
     if is_migrated:
         migrate(store, clock)
