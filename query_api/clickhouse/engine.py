@@ -42,6 +42,7 @@ _ALONE: Final[Mapping[str, int]] = {
     "query_plan_optimize_prewhere": 0,
     "query_plan_merge_filters": 0,
     "query_plan_filter_push_down": 0,
+    "enable_join_runtime_filters": 0,
     # Says how many rows were read.
     "output_format_write_statistics": 0,
 }
