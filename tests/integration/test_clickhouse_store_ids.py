@@ -8,6 +8,8 @@ from receiver.store.client import Store
 from tests.integration.clickhouse_endpoint import running_endpoint
 from tests.integration.test_ids import *  # noqa: F403 - that these run here is the point
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:

@@ -10,6 +10,8 @@ from receiver.store.migrate import migrate
 from tests.integration.clickhouse_endpoint import running_endpoint
 from tests.integration.test_keys import *  # noqa: F403 - that these run here is the point
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
