@@ -141,7 +141,7 @@ def test_every_route_is_answered_in_exactly_one_place(pair: Pair) -> None:
 def test_a_route_that_nobody_has_placed_stops_the_start(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(PLACES, "send_events")  # type: ignore[arg-type]
+    monkeypatch.delitem(PLACES, "send_events")
 
     with pytest.raises(ConfigurationError, match="/v1/meter/events"):
         create_app(pair.api.app.state.services, forwarder=Forwarder("http://127.0.0.1:1"))
