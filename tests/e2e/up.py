@@ -31,6 +31,7 @@ class Up:
     def __init__(self, data_dir: Path, *arguments: str) -> None:
         self.data_dir = data_dir
         self.grpc, self.http, self.api = (f"127.0.0.1:{port}" for port in free_ports(3))
+        self.settings: dict[str, str] = {}
         self._arguments = arguments
         self._process: subprocess.Popen[str] | None = None
         self._is_ready = False
@@ -59,7 +60,7 @@ class Up:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, **settings},
+            env={**os.environ, **self.settings, **settings},
             cwd=REPOSITORY,
         )
         self._reader = threading.Thread(target=self._read, args=(self._process, ready), daemon=True)
