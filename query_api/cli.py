@@ -1,4 +1,4 @@
-"""Commands of the server side: `otel-metering up`, `receiver`, `api` and `demo`."""
+"""Commands of the server side: `otel-metering up`, `receiver`, `api`, `clickhouse` and `demo`."""
 
 import logging
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from otel_metering.clock import SystemClock
 from otel_metering.errors import MeteringError
 from query_api import config, demo
 from query_api.embedded import Addresses, serve
+from query_api.engine_process import serve_engine
 from query_api.separate import serve_api
 from receiver.config import Settings
 
@@ -21,6 +22,9 @@ _DataDir = Annotated[Path | None, typer.Option(help="Folder for all data.")]
 _Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
 _Grpc = Annotated[int | None, typer.Option(help="OTLP/gRPC [4317].")]
 _Http = Annotated[int | None, typer.Option(help="OTLP/HTTP [4318].")]
+_ClickHouse = Annotated[
+    int | None, typer.Option(help="ClickHouse endpoint of the embedded engine [8123]; -1: none.")
+]
 _Meters = Annotated[Path | None, typer.Option(help="meters.yaml.")]
 
 
@@ -29,6 +33,7 @@ def register(app: typer.Typer) -> None:
     app.command(name="up")(_up)
     app.command(name="receiver")(_receiver)
     app.command(name="api")(_api)
+    app.command(name="clickhouse")(_clickhouse)
     app.command(name="demo")(demo.run)
 
 
@@ -39,6 +44,7 @@ def _up(
     otlp_grpc_port: _Grpc = None,
     otlp_http_port: _Http = None,
     api_port: Annotated[int | None, typer.Option(help="Query API [8080].")] = None,
+    clickhouse_port: _ClickHouse = None,
     meters: _Meters = None,
 ) -> None:
     """Run receiver and query API in one process, on the embedded engine.
@@ -52,7 +58,13 @@ def _up(
         "otlp_http_port": otlp_http_port,
         "meters_file": meters,
     }
-    _run_receiver(given, {"api_host": host, "api_port": api_port}, config.Settings)
+    given_api = {
+        "api_host": host,
+        "api_port": api_port,
+        "clickhouse_host": host,
+        "clickhouse_port": clickhouse_port,
+    }
+    _run_receiver(given, given_api, config.Settings)
 
 
 def _receiver(
@@ -104,6 +116,25 @@ def _api(
     typer.echo("stopped")
 
 
+def _clickhouse(
+    *,
+    data_dir: _DataDir = None,
+    host: _Host = None,
+    port: Annotated[int | None, typer.Option(help="ClickHouse endpoint [8123].")] = None,
+) -> None:
+    """Run the embedded engine and its ClickHouse endpoint alone, for `receiver` and `api`.
+
+    They find it by METERING_CLICKHOUSE_URL=clickhouse://admin:password@host:8123/metering, with the password of
+    METERING_CLICKHOUSE_ADMIN_PASSWORD here. Each option is also a setting; a port of 0 is any free one.
+    """
+    with _plain_errors():
+        settings = Settings(**_given({"data_dir": data_dir}))
+        api_settings = config.Settings(**_given({"clickhouse_host": host, "clickhouse_port": port}))
+        _log_to(settings)
+        uvloop.run(serve_engine(settings, api_settings, SystemClock(), _announce_engine))
+    typer.echo("stopped")
+
+
 def _run_receiver(
     given: dict[str, Any], given_api: dict[str, Any], api_class: type[config.Settings]
 ) -> None:
@@ -148,10 +179,19 @@ def _announce_api(address: str) -> None:
     typer.echo("ready")
 
 
+def _announce_engine(address: str) -> None:
+    typer.echo(f"ClickHouse  {address}")
+    typer.echo("ready")
+
+
 def _announce(addresses: Addresses) -> None:
     typer.echo(f"OTLP/gRPC   {addresses.otlp_grpc}")
     typer.echo(f"OTLP/HTTP   {addresses.otlp_http}")
     typer.echo(f"query API   {addresses.api}   (documentation: {addresses.api}/docs)")
+    if addresses.clickhouse is not None:
+        typer.echo(
+            f"ClickHouse  {addresses.clickhouse}   (user grafana_reader, password: an API key)"
+        )
     if addresses.admin_key is not None:
         typer.echo(f"admin key   {addresses.admin_key}   (shown this once; keep it)")
     typer.echo("ready")

@@ -51,6 +51,29 @@ class Settings(ServiceSettings):
         """Allowed origins."""
         return [part.strip() for part in self.api_cors_allowed_origins.split(",") if part.strip()]
 
+    clickhouse_host: str = Field(
+        "127.0.0.1", description="Address of the ClickHouse endpoint of the embedded engine."
+    )
+    clickhouse_port: Annotated[int, Field(ge=-1, le=65535)] = Field(
+        8123, description="Its port; 0: any free port; -1: no endpoint."
+    )
+    clickhouse_admin_password: SecretStr | None = Field(
+        None,
+        description="Password of its user admin, who may do anything. Unset: there is no such user.",
+    )
+    clickhouse_max_reads: int = Field(
+        4, gt=0, le=64, description="Statements of its readers that run at once; others wait."
+    )
+    clickhouse_max_result_rows: int = Field(
+        1_000_000, gt=0, description="Rows that one answer to a reader there may have."
+    )
+    clickhouse_max_result_bytes: int = Field(
+        256 * 2**20, gt=0, description="Bytes of such an answer, before it has a format."
+    )
+    clickhouse_max_memory_bytes: int = Field(
+        2 * 2**30, gt=0, description="Memory that one statement of a reader there may take."
+    )
+
     redis_url: SecretStr | None = Field(
         None,
         description="redis://, rediss:// or unix://: quotas are counted there, for several processes. Its "

@@ -20,6 +20,8 @@ from otel_metering.errors import ConfigurationError, MeteringError, UnavailableE
 from otel_metering.spool import Spool
 from query_api import config
 from query_api.app import create_app
+from query_api.clickhouse.endpoint import Endpoint, is_served
+from query_api.engine_process import endpoint_server
 from query_api.quota_state import QuotaSettings, QuotaState
 from query_api.services import Corrector, Fate, Held, Resubmitted, Services
 from query_api.serving import STOP_GRACE_SECONDS, Server, until
@@ -50,6 +52,8 @@ class Addresses:
     otlp_grpc: str
     otlp_http: str
     api: str
+    clickhouse: str | None
+    """None: there is no such edge, because it is off, or the database is a server."""
     admin_key: str | None
     """The key that the first start made; None: there was one."""
 
@@ -85,6 +89,7 @@ async def serve(
     loop.add_signal_handler(signal.SIGHUP, receiver.meters_file.reload)
     await asyncio.to_thread(receiver.start)
     servers: list[Server] = []
+    endpoint: Endpoint | None = None
     quotas = open_quotas(receiver, settings, api_settings, clock)
     try:
         await asyncio.to_thread(quotas.start)
@@ -111,7 +116,14 @@ async def serve(
             tls=None if tls is None else tls.context(asks_clients=False),
         )
         servers = [otlp_http, api]
-        for name, server in (("http", otlp_http), ("api", api)):
+        named = [("http", otlp_http), ("api", api)]
+        if is_served(settings.store_url, api_settings.clickhouse_port):
+            endpoint = await asyncio.to_thread(
+                Endpoint, settings.store_url, receiver.keys, clock, api_settings
+            )
+            servers.append(endpoint_server(endpoint, settings, api_settings, tls))
+            named.append(("clickhouse", servers[-1]))
+        for name, server in named:
             receiver.telemetry.gauge("edge", "connections", server.count, transport=name)
         grpc_port = await receiver.grpc.start(settings.otlp_host, settings.otlp_grpc_port)
         for server in servers:
@@ -121,6 +133,7 @@ async def serve(
                 otlp_grpc=f"{settings.otlp_host}:{grpc_port}",
                 otlp_http=otlp_http.address,
                 api=api.address,
+                clickhouse=None if endpoint is None else servers[-1].address,
                 admin_key=admin_key,
             )
         )
@@ -129,6 +142,8 @@ async def serve(
         await asyncio.gather(
             receiver.grpc.stop(STOP_GRACE_SECONDS), *(server.stop() for server in servers)
         )
+        if endpoint is not None:
+            await asyncio.to_thread(endpoint.close)
         await quotas.aclose()
         await asyncio.to_thread(quotas.stop)
         is_drained = await asyncio.to_thread(receiver.stop)

@@ -1,9 +1,11 @@
 """The HTTP interface of ClickHouse, as an ASGI application."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import secrets
+import threading
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -79,6 +81,8 @@ class ClickHouseApp:
         self._cancels = ThreadPoolExecutor(1, thread_name_prefix="clickhouse-cancel")
         self._max_reads = readers + MAX_WAITING
         self._reads = 0
+        self._running: set[tuple[str, bool]] = set()
+        self._is_idle = threading.Event()
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -102,9 +106,14 @@ class ClickHouseApp:
             await reply.error(ClickHouseError(NETWORK_ERROR, str(error)))
 
     def close(self) -> None:
-        """End the threads; call it when nobody asks any more."""
+        """End what runs, and the threads; call it when nobody asks any more."""
         for executor in (self._readers, self._administrators, self._cancels):
-            executor.shutdown(cancel_futures=True)
+            executor.shutdown(wait=False, cancel_futures=True)
+        while self._running:
+            for tag, is_reader in tuple(self._running):
+                with contextlib.suppress(MeteringError):
+                    self._engine.cancel(tag, is_reader=is_reader)
+            self._is_idle.wait(CANCEL_SECONDS)
 
     async def _answer(self, head: Head, receive: Receive, reply: "_Reply") -> None:
         user = self._access.user(head.headers, head.parameters)
@@ -130,9 +139,14 @@ class ClickHouseApp:
         def run() -> Answer | None:
             if left[0]:
                 return None
-            if user.is_administrator:
-                return self._engine.administrate(call)
-            return self._engine.read(call, user.tenant)
+            named = tag, not user.is_administrator
+            self._running.add(named)
+            try:
+                if user.is_administrator:
+                    return self._engine.administrate(call)
+                return self._engine.read(call, user.tenant)
+            finally:
+                self._running.discard(named)
 
         if user.is_administrator:
             is_kill = call.sql.lstrip()[:4].upper() == b"KILL"

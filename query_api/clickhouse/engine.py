@@ -17,7 +17,7 @@ from query_api.clickhouse.errors import (
 from query_api.clickhouse.guard import Reader, check_tokens, check_tree
 from query_api.clickhouse.native import CUSTOM_SERIALIZATION_REVISION, header, hello
 from query_api.clickhouse.statement import Question, split_insert, split_question
-from query_api.clickhouse.tokens import Kind, quote
+from query_api.clickhouse.tokens import Kind, escape, quote
 from query_api.clickhouse.tree import parse_tree
 from receiver.store.client import EngineError, Store
 from receiver.store.tables import DATABASE
@@ -54,6 +54,8 @@ _ALWAYS: Final[Mapping[str, int]] = {
     "readonly": 1,
 }
 
+_SETTINGS_TABLE: Final = frozenset({"system.settings"})
+
 _TOLD: Final = frozenset({46, 47, 60, 62, 81, 115, 158, 159, 215, 241, 307, 394, 396})
 """Errors whose words tell nothing of rows."""
 
@@ -66,7 +68,7 @@ class Call:
         sql: The statement, and the data of an INSERT behind it.
         database: What tables without a database belong to; empty: the usual one.
         default_format: Of the answer, where the statement has no FORMAT; empty: the usual one.
-        parameters: Of the statement: name -> text.
+        parameters: Of the statement: name -> text, escaped as in TabSeparated.
         settings: Those that it shall run with.
         protocol: Revision of the native protocol that the client speaks; 0: none.
         is_reading: Whether nothing may be written (GET).
@@ -76,7 +78,7 @@ class Call:
     sql: bytes
     database: str
     default_format: str
-    parameters: Mapping[str, str | None]
+    parameters: Mapping[str, str]
     settings: Mapping[str, str]
     protocol: int
     is_reading: bool
@@ -218,15 +220,19 @@ class Engine:
         )
         check_tokens(question.tokens, reader)
         parameters = _used(question, call.parameters)
-        printed = self._readers.ask(
-            f"EXPLAIN AST {question.core}\n FORMAT TabSeparatedRaw", parameters
-        )
-        assumed = check_tree(parse_tree(printed.decode()), question.tokens, reader)
-        self._check_absent(assumed)
+        # Without FORMAT: in a tree, that would be a part of the statement.
+        printed = self._readers.ask(f"EXPLAIN AST {question.core}", parameters).decode()
+        tree = parse_tree(re.sub(r"\\(.)", r"\1", printed))
+        verdict = check_tree(tree, question.tokens, reader)
+        self._check_absent(verdict.assumed)
         settings = policy.reader_settings(
             self._limits.settings(), {**call.settings, **question.settings}
         )
-        clause = _clause({**settings, **self._forced(call.tag, tenant)})
+        forced = self._forced(call.tag, tenant)
+        if verdict.tables == _SETTINGS_TABLE:
+            # Clients look there for what they may send; at 1 they would find: nothing.
+            forced["readonly"] = 2
+        clause = _clause({**settings, **forced})
         body = self._readers.ask(
             f"{question.core}\n FORMAT {format_name}\n SETTINGS {clause}", parameters
         )
@@ -268,9 +274,15 @@ class Engine:
             text = sql.decode()
         except UnicodeDecodeError as error:
             raise ClickHouseError(SYNTAX_ERROR, f"The statement is no UTF-8: {error}") from error
-        printed = store.ask(
-            "SELECT formatQuerySingleLine({q:String}) FORMAT TabSeparatedRaw", {"q": text}
-        )
+        try:
+            printed = store.ask(
+                "SELECT formatQuerySingleLine({q:String}) FORMAT TabSeparatedRaw",
+                {"q": escape(text)},
+            )
+        except EngineError as error:
+            # Where the engine says where, it means the statement above.
+            message, _, _ = str(error).partition(": In scope SELECT formatQuery")
+            raise ClickHouseError(error.code, message) from error
         return printed.decode().rstrip("\n")
 
     def _is_hello(self, question: Question, call: Call, format_name: str) -> bool:
@@ -311,7 +323,7 @@ class Engine:
     def _header(
         self,
         core: str,
-        parameters: Mapping[str, str | None],
+        parameters: Mapping[str, str],
         clause: str,
         store: Store | None = None,
         database: str = DATABASE,
@@ -325,7 +337,7 @@ class Engine:
         return header([(row[0], row[1]) for row in map(json.loads, rows.splitlines())])
 
 
-def _used(question: Question, parameters: Mapping[str, str | None]) -> dict[str, str | None]:
+def _used(question: Question, parameters: Mapping[str, str]) -> dict[str, str]:
     """The parameters that the statement has a place for."""
     names = [
         token.text[1:].partition(":")[0]

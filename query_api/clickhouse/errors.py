@@ -68,8 +68,8 @@ class ClickHouseError(MeteringError):
     """
 
     def __init__(self, code: int, message: str, *, retry_after_seconds: int | None = None) -> None:
-        name = NAMES.get(code)
-        super().__init__(f"{message} ({name})" if name else message)
+        ending = f" ({NAMES[code]})" if code in NAMES else ""
+        super().__init__(message if message.endswith(ending) else message + ending)
         self.code = code
         self.retry_after_seconds = retry_after_seconds
 

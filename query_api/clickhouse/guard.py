@@ -34,6 +34,19 @@ _IN: Final = re.compile(r"(global)?(not)?(null)?in(ignoreset)?", re.I)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What a statement that may run goes by.
+
+    Attributes:
+        tables: Those that it reads, qualified.
+        assumed: Names that are taken for something else than tables: there must be no tables of these names.
+    """
+
+    tables: frozenset[str] = frozenset()
+    assumed: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reader:
     """Whose statement it is.
 
@@ -74,22 +87,19 @@ def check_tokens(tokens: Sequence[Token], reader: Reader) -> None:
             _check_function(token.text, reader.functions)
 
 
-def check_tree(root: Node, tokens: Sequence[Token], reader: Reader) -> frozenset[str]:
+def check_tree(root: Node, tokens: Sequence[Token], reader: Reader) -> Verdict:
     """Refuse what a reader may not read.
-
-    Returns:
-        Names that are taken for something else than tables: there must be no tables of these names.
 
     Raises:
         ClickHouseError: It is no question, or asks for what a reader may not see.
     """
     if root.kind in ("ShowTables", "ShowColumns"):
         _check_list(tokens)
-        return frozenset()
+        return Verdict()
     if root.kind in ("ExistsTableQuery", "ShowCreateTableQuery"):
         name = ".".join(child.text for child in root.children)
         _check_table(name)
-        return frozenset()
+        return Verdict()
     if root.kind == "DescribeQuery":
         _check_kinds(root.children)
     elif root.kind == "SelectWithUnionQuery":
@@ -111,7 +121,7 @@ def check_tree(root: Node, tokens: Sequence[Token], reader: Reader) -> frozenset
             assumed.add(name)
     if root.kind == "SelectWithUnionQuery":
         _check_columns(root, tokens, read, reader.hidden)
-    return frozenset(assumed)
+    return Verdict(tables=frozenset(read), assumed=frozenset(assumed))
 
 
 def _check_kinds(nodes: Sequence[Node]) -> None:

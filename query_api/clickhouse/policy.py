@@ -178,7 +178,7 @@ _OTHERS_ALLOWED: Final = frozenset(
     }
 )
 
-_SYNTAX: Final = frozenset({"lambda", "exists", "caseWithExpression"})
+_SYNTAX: Final = frozenset({"lambda", "exists", "caseWithExpression", "_CAST"})
 """Functions of the syntax tree that no list of the engine has, or that it has for itself."""
 
 

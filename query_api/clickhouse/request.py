@@ -10,7 +10,6 @@ from urllib.parse import parse_qsl
 
 from query_api.clickhouse.engine import Call
 from query_api.clickhouse.errors import BAD_ARGUMENTS, NOT_IMPLEMENTED, ClickHouseError
-from query_api.clickhouse.tokens import Kind, Token, unquote
 
 PARAMETER_PREFIX: Final = "param_"
 
@@ -96,7 +95,7 @@ def call_of(head: Head, body: bytes, tag: str) -> Call:
         database=head.option("database"),
         default_format=head.option("default_format"),
         parameters={
-            name.removeprefix(PARAMETER_PREFIX): _unescape(value)
+            name.removeprefix(PARAMETER_PREFIX): value
             for name, value in parameters.items()
             if name.startswith(PARAMETER_PREFIX)
         },
@@ -126,13 +125,6 @@ def _fields(kind: str, body: bytes) -> dict[str, str]:
         if isinstance(name, str) and isinstance(raw, bytes):
             fields[name] = raw.decode("utf-8", "replace")
     return fields
-
-
-def _unescape(value: str) -> str | None:
-    r"""A parameter is written as in TabSeparated: \t, \n, \\, and \N for NULL."""
-    if value == "\\N":
-        return None
-    return unquote(Token(Kind.TEXT, f"'{value}'", 0, is_called=False)) if "\\" in value else value
 
 
 def is_valid_id(query_id: str) -> bool:

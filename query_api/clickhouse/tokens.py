@@ -139,3 +139,14 @@ def quote(text: str) -> str:
     """A text as a literal of SQL."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
+
+
+def escape(text: str) -> str:
+    """A text as the format TabSeparated has it, which parameters are written in."""
+    return (
+        text.replace("\\", "\\\\")
+        .replace("\t", "\\t")
+        .replace("\n", "\\n")
+        .replace("\r", "\\r")
+        .replace("\0", "\\0")
+    )

@@ -228,7 +228,7 @@ class Store:
     def ask(
         self,
         sql: str,
-        parameters: Mapping[str, str | None] | None = None,
+        parameters: Mapping[str, str] | None = None,
         *,
         settings: Mapping[str, object] | None = None,
         database: str = DATABASE,
@@ -237,7 +237,7 @@ class Store:
 
         Args:
             sql: With the format that the answer shall have, and with `{name:Type}` placeholders.
-            parameters: A value for each placeholder.
+            parameters: For each placeholder its value, escaped as in the format TabSeparated.
             settings: Of a statement that has no SETTINGS clause.
             database: What tables without a database belong to.
 
@@ -248,7 +248,7 @@ class Store:
             client.database = database
             return client.raw_query(
                 sql,
-                parameters=_bindable(parameters),
+                parameters={name: _Escaped(text) for name, text in (parameters or {}).items()},
                 settings=dict(settings or {}),
             )
 
@@ -320,6 +320,16 @@ class Store:
                 f"the database in {urlsplit(self._url).path} cannot be opened: its folder must be writable, "
                 f"on a disk with room, and no other process may have it ({str(error).splitlines()[0]})"
             ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Escaped:
+    """A parameter that the driver hands on as it is; a str it would escape once more."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.e2e.up import COMMAND, REPOSITORY, Up, free_ports
+from tests.e2e.up import COMMAND, REPOSITORY, Up
 
 PASSWORD = "of-the-administrator"
 
@@ -15,16 +15,16 @@ class Engine(Up):
 
     def __init__(self, data_dir: Path) -> None:
         super().__init__(data_dir)
-        (self.port,) = free_ports(1)
         self.settings["METERING_CLICKHOUSE_ADMIN_PASSWORD"] = PASSWORD
 
     @property
     def url(self) -> str:
-        return f"clickhouse://admin:{PASSWORD}@127.0.0.1:{self.port}/metering"
+        return f"clickhouse://admin:{PASSWORD}@{self.clickhouse}/metering"
 
     def command(self) -> list[str]:
         """What is run."""
-        return [str(COMMAND), "clickhouse", f"--data-dir={self.data_dir}", f"--port={self.port}"]
+        port = self.clickhouse.partition(":")[2]
+        return [str(COMMAND), "clickhouse", f"--data-dir={self.data_dir}", f"--port={port}"]
 
 
 class Receiver(Up):
@@ -37,7 +37,11 @@ class Receiver(Up):
     def command(self) -> list[str]:
         """What is run."""
         command = super().command()
-        return [command[0], "receiver", *command[2:]]
+        return [
+            command[0],
+            "receiver",
+            *(one for one in command[2:] if not one.startswith("--clickhouse-port")),
+        ]
 
 
 class Api(Up):
