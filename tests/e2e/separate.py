@@ -1,6 +1,7 @@
 """Receiver, query APIs and engine as processes of their own."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,10 @@ def running_separately(path: Path) -> Iterator[Separate]:
     with ExitStack() as ended:
         for one in (engine, receiver, *apis):
             ended.callback(_end, one)
-            one.start()
+        engine.start()
+        receiver.start()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Up.start, apis))
         yield Separate(engine=engine, receiver=receiver, apis=apis)
 
 
