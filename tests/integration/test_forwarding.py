@@ -292,6 +292,27 @@ def test_a_body_beyond_the_limit_is_refused_and_never_whole_at_the_receiver(pair
     eventually(lambda: pair.receiver.asked, lambda asked: all(one.was_left for one in asked))
 
 
+@pytest.mark.parametrize(("size", "asked"), [(1_000, 0), (200_000, 1)])
+def test_a_slow_body_holds_a_connection_for_a_short_time_if_it_is_large(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, size: int, asked: int
+) -> None:
+    monkeypatch.setattr(forwarding, "PIECE_SECONDS", 0.2)
+    host, _, port = pair.api.url.removeprefix("http://").partition(":")
+    head = f"POST /v1/meter/events HTTP/1.1\r\nhost: x\r\ncontent-length: {size}\r\n\r\n"
+
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        connection.sendall(head.encode() + b" " * (size - 1))
+        if asked:
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 503 ")
+        else:
+            connection.settimeout(1)
+            with pytest.raises(TimeoutError):
+                connection.recv(1)
+
+    assert len(pair.receiver.asked) == asked
+    eventually(lambda: [one.was_left for one in pair.receiver.asked], all)
+
+
 def test_a_client_that_goes_away_takes_its_request_along(pair: Pair) -> None:
     left = threading.Event()
 
