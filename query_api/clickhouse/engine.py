@@ -177,7 +177,7 @@ class Engine:
         Raises:
             ClickHouseError: It failed.
         """
-        store, database = self._administrators, call.database or DATABASE
+        store, database = self._administrators, call.database or "default"
         try:
             insert = split_insert(call.sql)
             if insert is None:
@@ -234,10 +234,12 @@ class Engine:
             forced["readonly"] = 2
         clause = _clause({**settings, **forced})
         body = self._readers.ask(
-            f"{question.core}\n FORMAT {format_name}\n SETTINGS {clause}", parameters
+            f"{question.core}\n FORMAT {format_name}\n SETTINGS {clause}",
+            parameters,
+            database=DATABASE,
         )
         if not body and format_name == "Native" and _is_select(question):
-            body = self._header(question.core, parameters, clause)
+            body = _header(self._readers, question.core, parameters, clause, DATABASE)
         return Answer(body=body, format=format_name)
 
     def _order(self, call: Call, database: str) -> Answer:
@@ -265,7 +267,7 @@ class Engine:
             database=database,
         )
         if not body and format_name == "Native" and _is_select(question):
-            body = self._header(question.core, parameters, clause, store, database)
+            body = _header(store, question.core, parameters, clause, database)
         return Answer(body=body, format=format_name)
 
     def _canonical(self, store: Store, sql: bytes) -> str:
@@ -320,21 +322,17 @@ class Engine:
             **_ALWAYS,
         }
 
-    def _header(
-        self,
-        core: str,
-        parameters: Mapping[str, str],
-        clause: str,
-        store: Store | None = None,
-        database: str = DATABASE,
-    ) -> bytes:
-        """The columns of an answer that has no rows."""
-        rows = (store or self._readers).ask(
-            f"DESCRIBE TABLE ({core})\n FORMAT JSONCompactEachRow\n SETTINGS {clause}",
-            parameters,
-            database=database,
-        )
-        return header([(row[0], row[1]) for row in map(json.loads, rows.splitlines())])
+
+def _header(
+    store: Store, core: str, parameters: Mapping[str, str], clause: str, database: str
+) -> bytes:
+    """The columns of an answer that has no rows."""
+    rows = store.ask(
+        f"DESCRIBE TABLE ({core})\n FORMAT JSONCompactEachRow\n SETTINGS {clause}",
+        parameters,
+        database=database,
+    )
+    return header([(row[0], row[1]) for row in map(json.loads, rows.splitlines())])
 
 
 def _used(question: Question, parameters: Mapping[str, str]) -> dict[str, str]:

@@ -27,7 +27,6 @@ from otel_metering.errors import (
     MeteringError,
     UnavailableError,
 )
-from receiver.store.tables import DATABASE
 
 MAX_HANDLES: Final = 8
 """Handles open at once: writer, start-up load and a few readers; further callers wait for one."""
@@ -231,7 +230,7 @@ class Store:
         parameters: Mapping[str, str] | None = None,
         *,
         settings: Mapping[str, object] | None = None,
-        database: str = DATABASE,
+        database: str = "default",
     ) -> bytes:
         """Run one statement as it is; returns the bytes of its answer.
 
@@ -259,7 +258,7 @@ class Store:
         *,
         data_format: str,
         settings: Mapping[str, object],
-        database: str = DATABASE,
+        database: str = "default",
     ) -> int:
         """Insert data of any format that the engine reads; returns how many rows there were.
 

@@ -34,8 +34,13 @@ class Migration:
 
     @property
     def statements(self) -> list[str]:
-        """Its statements, in order; each ends its line with a semicolon."""
-        return [part.strip() for part in re.split(r";\s*$", self.sql, flags=re.M) if part.strip()]
+        """Its statements, in order; each ends its line with a semicolon.
+
+        A comment may have one at the end of a line, too: what has no statement is left out, because a server
+        refuses it.
+        """
+        parts = (part.strip() for part in re.split(r";\s*$", self.sql, flags=re.M))
+        return [part for part in parts if re.search(r"^(?!--).", part, flags=re.M)]
 
 
 def shipped() -> list[Migration]:
