@@ -41,7 +41,8 @@ TYPES = {
     "true": ("Bool", True),
     "toDate('2026-09-17')": ("Date", "2026-09-17T00:00:00Z"),
     "toDateTime(1789641432)": ("DateTime", "2026-09-17T10:37:12Z"),
-    "toDateTime(1789641432, 'UTC')": ("DateTime('UTC')", "2026-09-17T10:37:12Z"),
+    # The zone is no part of the type in the protocol's first revision, and the moment is the same.
+    "toDateTime(1789641432, 'Asia/Tokyo')": ("DateTime", "2026-09-17T10:37:12Z"),
     "fromUnixTimestamp64Milli(1789641432123)": ("DateTime64(3)", "2026-09-17T10:37:12.123Z"),
     "toUUID('61f0c404-5cb3-11e7-907b-a6006ad3dba0')": (
         "UUID",
@@ -162,13 +163,7 @@ def test_an_answer_without_rows_is_no_error(grafana: Grafana) -> None:
 
 
 def test_an_answer_of_many_blocks_is_whole(grafana: Grafana) -> None:
-    (answer,) = grafana.ask(
-        "SELECT number, toString(number) AS text FROM numbers(200000) ORDER BY number "
-        "SETTINGS max_block_size = 1000"
-    )
-    if answer["error"]:
-        # A reader may not set anything.
-        (answer,) = grafana.ask("SELECT number, toString(number) AS text FROM numbers(200000)")
+    (answer,) = grafana.ask("SELECT number, toString(number) AS text FROM numbers(200000)")
 
     assert answer["error"] == ""
     assert answer["rows"] == [[str(number), str(number)] for number in range(200_000)]
@@ -180,21 +175,21 @@ def test_an_answer_of_many_blocks_is_whole(grafana: Grafana) -> None:
         ("SELECT nothing FROM events", 47),  # UNKNOWN_IDENTIFIER
         ("SELECT FROM WHERE", 62),  # SYNTAX_ERROR
         ("SELECT * FROM system.query_log", 497),  # ACCESS_DENIED
-        ("INSERT INTO events SELECT * FROM events", 497),
+        ("INSERT INTO events SELECT * FROM events", 164),  # READONLY
     ],
 )
 def test_an_error_has_the_number_of_clickhouse(grafana: Grafana, statement: str, code: int) -> None:
     (answer,) = grafana.ask(statement)
 
-    assert answer["code"] == code, answer["error"]
+    assert f"Code: {code}. DB::Exception: " in answer["error"]
 
 
 def test_a_deadline_ends_a_query(grafana: Grafana) -> None:
-    statement = "SELECT sum(sipHash64(number)) FROM numbers(100000000000)"
+    statement = "SELECT count() FROM numbers(900000000) WHERE NOT ignore(SHA512(toString(number)))"
 
     (late,) = grafana.ask(statement, timeout_ms=500)
 
-    assert late["isLate"] or late["code"] in {158, 159}, late
+    assert late["isLate"], late
 
 
 def test_every_query_of_the_dashboards_gets_the_frames_that_the_emulator_says(
