@@ -8,6 +8,7 @@ from typing import Any, Final
 import yaml
 
 from grafana.builders import dashboards, provisioning
+from grafana.builders.alerting import files as alerting
 
 ROOT: Final = Path(__file__).parents[1]
 """Folder that the files are in."""
@@ -23,6 +24,7 @@ def files() -> dict[Path, str]:
     }
     for path, content in provisioning.files().items():
         found[Path("provisioning") / path] = to_yaml(content)
+    found |= {path: to_yaml(content) for path, content in alerting.files().items()}
     return found
 
 
@@ -51,6 +53,23 @@ def to_json(content: Mapping[str, Any]) -> str:
 
 def to_yaml(content: Mapping[str, Any]) -> str:
     """YAML as in the files: the order of the keys as given, a remark that it is generated."""
-    return HEADER + yaml.safe_dump(
-        dict(content), sort_keys=False, allow_unicode=True, width=100, default_flow_style=False
+    return HEADER + yaml.dump(
+        dict(content),
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        width=100,
+        default_flow_style=False,
     )
+
+
+class _Dumper(yaml.SafeDumper):
+    """Queries of several lines stay readable: as blocks."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
