@@ -31,6 +31,9 @@ READ_SECONDS: Final = 65.0
 """Longest silence of the receiver. Its own longest wait, for a commit, is half of it."""
 
 WRITE_SECONDS: Final = 30.0
+PIECE_SECONDS: Final = 10.0
+"""Longest silence of a client in the middle of a large body, which holds a connection meanwhile."""
+
 POOL_SECONDS: Final = 5.0
 """How long a request waits for one of the connections."""
 
@@ -41,7 +44,7 @@ IDLE_SECONDS: Final = 30.0
 """Shorter than the receiver keeps a silent connection, so that it does not end under a request."""
 
 WHOLE_BYTES: Final = 64 * 1024
-"""An answer of up to so much is read whole, so that its connection is free before the client has it."""
+"""A body of up to so much is read whole before a connection is taken for it, or is given back."""
 
 _VIA: Final = b"1.1 otel-metering-api"
 _OF_THE_CONNECTION: Final = frozenset(
@@ -221,13 +224,18 @@ class _Body:
         self._was_read = asyncio.Event()
 
     async def content(self) -> bytes | AsyncIterator[bytes]:
-        """All of it, if it has arrived; else its pieces.
+        """All of a small one, so that a slow client holds no connection to the receiver; of a large one its pieces.
 
         Raises:
             ClientDisconnect: The client went away in the middle.
         """
-        first, is_last = await self._next()
-        return first if is_last else self._pieces(first)
+        begin = bytearray()
+        while len(begin) <= WHOLE_BYTES:
+            piece, is_last = await self._next()
+            begin += piece
+            if is_last:
+                return bytes(begin)
+        return self._pieces(bytes(begin))
 
     async def client_gone(self) -> None:
         """Return when the client has gone away; it is looked for behind the body."""
@@ -235,14 +243,19 @@ class _Body:
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
-    async def _pieces(self, first: bytes) -> AsyncIterator[bytes]:
-        piece, is_last = first, False
-        while True:
+    async def _pieces(self, begin: bytes) -> AsyncIterator[bytes]:
+        yield begin
+        is_last = False
+        while not is_last:
+            try:
+                async with asyncio.timeout(PIECE_SECONDS):
+                    piece, is_last = await self._next()
+            except TimeoutError as error:
+                raise UnavailableError(
+                    f"the body did not go on for {PIECE_SECONDS:.0f} s, and nothing was done; send it again"
+                ) from error
             if piece:
                 yield piece
-            if is_last:
-                return
-            piece, is_last = await self._next()
 
     async def _next(self) -> tuple[bytes, bool]:
         message = await self._receive()

@@ -151,7 +151,9 @@ def series(
                 )
             wide[key].values[places[moment]] = number.values[row]
     time = Field(name=times[0].name, type="time", values=axis)
-    return Frame(ref_id=ref_id, fields=[time, *wide.values()])
+    # LongToWide sorts; what has no labels is wide as it is.
+    order = sorted(wide, key=lambda key: (key[0], [text for _, text in key[1]])) if labels else wide
+    return Frame(ref_id=ref_id, fields=[time, *(wide[key] for key in order)])
 
 
 def duplicates(columns: Sequence[Column], rows: Sequence[Sequence[Any]]) -> int:

@@ -33,6 +33,7 @@ class Up:
         self.grpc, self.http, self.api, self.clickhouse = (
             f"127.0.0.1:{port}" for port in free_ports(4)
         )
+        self.settings: dict[str, str] = {}
         self._arguments = arguments
         self._process: subprocess.Popen[str] | None = None
         self._is_ready = False
@@ -62,7 +63,7 @@ class Up:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, **settings},
+            env={**os.environ, **self.settings, **settings},
             cwd=REPOSITORY,
         )
         self._reader = threading.Thread(target=self._read, args=(self._process, ready), daemon=True)
