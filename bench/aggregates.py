@@ -151,7 +151,7 @@ async def _measure(path: Path, size: int, times: int) -> dict[str, Any]:
         keys=keys,
         clock=clock,
         meters=meters,
-        quotas=QuotaState(
+        quota_state=QuotaState(
             QuotaSettings(journal=path / f"quota-{size}.db"),
             store=store,
             meters=meters,

@@ -22,9 +22,11 @@ def page() -> str:
         "",
         "Made by `python docs/_settings.py`; a test fails when it differs from the code.",
         "",
-        "## Services (`otel-metering up`)",
+        "## Services (`otel-metering up`, `receiver`, `api`)",
         "",
-        "An option of the command beats the variable, and the variable beats the default.",
+        "An option of the command beats the variable, and the variable beats the default. Between variable and "
+        "default come files: `METERING_SECRETS_DIR` names a directory (`/run/secrets`) with files named like a "
+        "variable in lower case (`metering_clickhouse_url`); white space around their text is no part of it.",
         "",
         "| variable | default | meaning |",
         "|---|---|---|",

@@ -5,14 +5,17 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from otel_metering.errors import ConfigurationError
 from query_api import document, problems
 from query_api.access_log import AccessLog
 from query_api.body import BodyLimit
 from query_api.cors import with_cors
+from query_api.forwarding import Forwarder
+from query_api.placement import PLACES, Place
 from query_api.rate_limits import RateLimits
 from query_api.routes import (
     aggregates,
@@ -53,7 +56,11 @@ _OPENMETER: Final = (openmeter_events, openmeter_query, openmeter_meters, openme
 
 
 def create_app(
-    services: Services, *, cors_origins: Sequence[str] = (), has_access_log: bool = False
+    services: Services,
+    *,
+    cors_origins: Sequence[str] = (),
+    has_access_log: bool = False,
+    forwarder: Forwarder | None = None,
 ) -> FastAPI:
     """Make the ASGI application; it opens nothing, and closes nothing that it was given.
 
@@ -61,8 +68,14 @@ def create_app(
         services: What it works with.
         cors_origins: Web pages that may read, as `receiver.cors` writes them.
         has_access_log: Whether each request is a line of log.
+        forwarder: To the receiver, if that is another process; see `query_api.placement`.
+
+    Raises:
+        ConfigurationError: Where a route is answered is not said.
     """
     app = _routes()
+    if forwarder is not None:
+        _hand_on(app, services, forwarder)
     app.state.services = services
     app.state.rate_limits = RateLimits(services.clock)
     app.wrap = lambda inner: AccessLog(
@@ -111,6 +124,39 @@ def _routes() -> "_Api":
     app.router.routes.insert(0, Route(path, validate.validate, methods=["POST"]))
     document.describe(app)
     return app
+
+
+def _hand_on(app: FastAPI, services: Services, forwarder: Forwarder) -> None:
+    """Put ahead of all routes those that the receiver answers; the document is still that of the others."""
+    to_receiver = {
+        Place.RECEIVER: forwarder.route(),
+        Place.RECEIVER_KEYS: forwarder.route(services.keys.refresh),
+    }
+    if services.made_meters is not None:
+        to_receiver[Place.RECEIVER_METERS] = forwarder.route(services.made_meters.refresh)
+    routes = []
+    for route in iter_route_contexts(app.routes):
+        place = place_of(route)
+        if place is not Place.HERE:
+            handed_on = Route(
+                str(route.path), to_receiver[place], methods=list(route.methods or ())
+            )
+            # Starlette adds HEAD to GET, FastAPI does not.
+            handed_on.methods = set(route.methods or ())
+            routes.append(handed_on)
+    app.router.routes[:0] = routes
+
+
+def place_of(route: RouteContext) -> Place:
+    """Who answers a route where receiver and query API are two processes.
+
+    Raises:
+        ConfigurationError: The table does not say.
+    """
+    place = PLACES.get(route.name or "")
+    if place is None:
+        raise ConfigurationError(f"query_api.placement does not say where {route.path} is answered")
+    return place
 
 
 class _Api(FastAPI):

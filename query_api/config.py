@@ -1,19 +1,29 @@
 """Settings of the query API: `METERING_*`, read once."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from receiver.settings import ServiceSettings
+
+Port = Annotated[int, Field(ge=0, le=65535)]
 
 
-class Settings(BaseSettings):
+class Settings(ServiceSettings):
     """What the query API needs to know; the defaults work on a laptop."""
 
-    model_config = SettingsConfigDict(env_prefix="METERING_", frozen=True, extra="ignore")
-
     api_host: str = Field("127.0.0.1", description="Address that the query API listens on.")
-    api_port: Annotated[int, Field(ge=0, le=65535)] = Field(
-        8080, description="Query API; 0: any free port."
+    api_port: Port = Field(
+        8080,
+        description="Query API; 0: any free port. Unset, `otel-metering receiver` takes 8081.",
+    )
+    receiver_url: str = Field(
+        "http://127.0.0.1:8081",
+        description="Query API of the receiver, where `otel-metering api` hands on what only that may decide.",
+    )
+    receiver_ca_file: Path | None = Field(
+        None, description="CAs (PEM) of that address, if it is https. Unset: those of the system."
     )
     metrics_public: bool = Field(
         default=False,
@@ -41,6 +51,29 @@ class Settings(BaseSettings):
         """Allowed origins."""
         return [part.strip() for part in self.api_cors_allowed_origins.split(",") if part.strip()]
 
+    clickhouse_host: str = Field(
+        "127.0.0.1", description="Address of the ClickHouse endpoint of the embedded engine."
+    )
+    clickhouse_port: Annotated[int, Field(ge=-1, le=65535)] = Field(
+        8123, description="Its port; 0: any free port; -1: no endpoint."
+    )
+    clickhouse_admin_password: SecretStr | None = Field(
+        None,
+        description="Password of its user admin, who may do anything. Unset: there is no such user.",
+    )
+    clickhouse_max_reads: int = Field(
+        4, gt=0, le=64, description="Statements of its readers that run at once; others wait."
+    )
+    clickhouse_max_result_rows: int = Field(
+        1_000_000, gt=0, description="Rows that one answer to a reader there may have."
+    )
+    clickhouse_max_result_bytes: int = Field(
+        256 * 2**20, gt=0, description="Bytes of such an answer, before it has a format."
+    )
+    clickhouse_max_memory_bytes: int = Field(
+        2 * 2**30, gt=0, description="Memory that one statement of a reader there may take."
+    )
+
     redis_url: SecretStr | None = Field(
         None,
         description="redis://, rediss:// or unix://: quotas are counted there, for several processes. Its "
@@ -66,3 +99,9 @@ class Settings(BaseSettings):
         description="How long hard quotas refuse after Redis lost its data, so that every process can "
         "bring back its reservations; above two seconds if there are several processes.",
     )
+
+
+class ReceiverSettings(Settings):
+    """The same for a receiver that has API processes in front of it, perhaps on the same machine."""
+
+    api_port: Port = 8081

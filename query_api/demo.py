@@ -92,7 +92,7 @@ def _demo(console: Console, folder: Path, requests: int, *, stay: bool) -> bool:
         "Starting [bold]otel-metering up[/] on free ports, with data in a temporary folder ..."
     )
     up_arguments = [command, "up", f"--data-dir={folder / 'data'}", "--api-port=0"]
-    up_arguments += ["--otlp-grpc-port=0", "--otlp-http-port=0"]
+    up_arguments += ["--otlp-grpc-port=0", "--otlp-http-port=0", "--clickhouse-port=0"]
     with _process(up_arguments, {"METERING_ADMIN_KEY": key}) as up:
         otlp, api = up.value_of("OTLP/HTTP"), up.value_of("query API")
         console.print(f"  OTLP/HTTP {otlp}, query API {api}")

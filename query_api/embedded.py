@@ -1,22 +1,17 @@
-"""Receiver and query API in one process, on one event loop: `otel-metering up`.
+"""Receiver and query API in one process, on one event loop: `otel-metering up`, and `otel-metering receiver`.
 
-The embedded engine allows one process for a data directory, so this is the only form it has. Order at the
-end: the edges stop listening, what they had taken is made durable and answered, the spool is written into
+The embedded engine allows one process for a data directory, so this is the only form it has. Beside a receiver on
+a server, further processes may answer reads: `query_api.separate`. Order at the end: the edges stop listening, what they had taken is made durable and answered, the spool is written into
 the database, and only then does the process end.
 """
 
 import asyncio
 import logging
 import signal
-import socket
-import ssl
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
-
-import uvicorn
 
 from otel_metering.clock import Clock
 from otel_metering.contract.event import Admission, UsageEvent
@@ -25,14 +20,16 @@ from otel_metering.errors import ConfigurationError, MeteringError, UnavailableE
 from otel_metering.spool import Spool
 from query_api import config
 from query_api.app import create_app
+from query_api.clickhouse.endpoint import Endpoint, is_served
+from query_api.engine_process import endpoint_server
 from query_api.quota_state import QuotaSettings, QuotaState
 from query_api.services import Corrector, Fate, Held, Resubmitted, Services
+from query_api.serving import STOP_GRACE_SECONDS, Server, until
 from query_api.usage_source import Source
 from receiver.admit import Outcome
 from receiver.app import Receiver
 from receiver.config import Settings
 from receiver.exposition import exposition
-from receiver.http_connection import KEEP_ALIVE_SECONDS, bounded_connection
 from receiver.identity import explicit_id, replacement_id
 from receiver.ingest import Work
 from receiver.pending import standstill
@@ -41,14 +38,7 @@ from receiver.store.audit import AT_START, AuditLog
 from receiver.store.client import ReadLimits
 from receiver.store.corrections import Correction
 from receiver.store.keys import ApiKeys, Principal, Scope
-from receiver.tls import CHECK_SECONDS, Tls
 from receiver.usage import Reason, Sender
-
-STOP_GRACE_SECONDS: Final = 5.0
-"""How long a request that has begun may take to end."""
-
-BACKLOG: Final = 1_024
-"""Connections that wait to be accepted."""
 
 SUBMIT_TIMEOUT_SECONDS: Final = 30.0
 
@@ -62,6 +52,8 @@ class Addresses:
     otlp_grpc: str
     otlp_http: str
     api: str
+    clickhouse: str | None
+    """None: there is no such edge, because it is off, or the database is a server."""
     admin_key: str | None
     """The key that the first start made; None: there was one."""
 
@@ -96,13 +88,14 @@ async def serve(
     receiver = await asyncio.to_thread(Receiver, settings, clock)
     loop.add_signal_handler(signal.SIGHUP, receiver.meters_file.reload)
     await asyncio.to_thread(receiver.start)
-    servers: list[_Server] = []
+    servers: list[Server] = []
+    endpoint: Endpoint | None = None
     quotas = open_quotas(receiver, settings, api_settings, clock)
     try:
         await asyncio.to_thread(quotas.start)
         admin_key = await asyncio.to_thread(ensure_admin_key, receiver, settings, clock)
         tls = receiver.tls
-        otlp_http = _Server(
+        otlp_http = Server(
             receiver.http,
             settings.otlp_host,
             settings.otlp_http_port,
@@ -110,7 +103,7 @@ async def serve(
             read_timeout_seconds=settings.otlp_http_read_timeout_seconds,
             tls=None if tls is None else tls.context(asks_clients=True),
         )
-        api = _Server(
+        api = Server(
             create_app(
                 services(receiver, quotas, clock, api_settings),
                 cors_origins=api_settings.cors_origins,
@@ -123,7 +116,14 @@ async def serve(
             tls=None if tls is None else tls.context(asks_clients=False),
         )
         servers = [otlp_http, api]
-        for name, server in (("http", otlp_http), ("api", api)):
+        named = [("http", otlp_http), ("api", api)]
+        if is_served(settings.store_url, api_settings.clickhouse_port):
+            endpoint = await asyncio.to_thread(
+                Endpoint, settings.store_url, receiver.keys, clock, api_settings
+            )
+            servers.append(endpoint_server(endpoint, settings, api_settings, tls))
+            named.append(("clickhouse", servers[-1]))
+        for name, server in named:
             receiver.telemetry.gauge("edge", "connections", server.count, transport=name)
         grpc_port = await receiver.grpc.start(settings.otlp_host, settings.otlp_grpc_port)
         for server in servers:
@@ -133,29 +133,21 @@ async def serve(
                 otlp_grpc=f"{settings.otlp_host}:{grpc_port}",
                 otlp_http=otlp_http.address,
                 api=api.address,
+                clickhouse=None if endpoint is None else servers[-1].address,
                 admin_key=admin_key,
             )
         )
-        await _until(stopping, tls)
+        await until(stopping, tls)
     finally:
         await asyncio.gather(
             receiver.grpc.stop(STOP_GRACE_SECONDS), *(server.stop() for server in servers)
         )
+        if endpoint is not None:
+            await asyncio.to_thread(endpoint.close)
         await quotas.aclose()
         await asyncio.to_thread(quotas.stop)
         is_drained = await asyncio.to_thread(receiver.stop)
     return is_drained
-
-
-async def _until(stopping: asyncio.Event, tls: Tls | None) -> None:
-    """Wait for the end, and take over certificates that change."""
-    while not stopping.is_set():
-        try:
-            async with asyncio.timeout(None if tls is None else CHECK_SECONDS):
-                await stopping.wait()
-        except TimeoutError:
-            if tls is not None:
-                tls.reload()
 
 
 def ensure_admin_key(receiver: Receiver, settings: Settings, clock: Clock) -> str | None:
@@ -290,7 +282,7 @@ def services(
         meters=lambda: meters_of(receiver),
         file_meters=lambda: receiver.meters,
         made_meters=receiver.made_meters,
-        quotas=quotas,
+        quota_state=quotas,
         submit=submit,
         metrics=lambda: exposition(receiver.telemetry.read()),
         is_metrics_public=settings.metrics_public,
@@ -358,87 +350,3 @@ def _check_writer(receiver: Receiver) -> str:
     if error is not None:
         raise UnavailableError(f"the last batch is not stored yet: {error}")
     return "the last batch was stored"
-
-
-class _Server:
-    """One uvicorn server on this loop, which leaves signals to `serve`."""
-
-    def __init__(
-        self,
-        app: Any,  # noqa: ANN401 - uvicorn's type
-        host: str,
-        port: int,
-        name: str,
-        *,
-        read_timeout_seconds: float,
-        tls: ssl.SSLContext | None,
-    ) -> None:
-        self._host, self._port, self._name = host, port, name
-        self._scheme = "http" if tls is None else "https"
-        self._server = _QuietServer(
-            uvicorn.Config(
-                app,
-                log_level="warning",
-                access_log=False,
-                lifespan="off",
-                http=bounded_connection(read_timeout_seconds),
-                ws="none",
-                timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                ssl_context_factory=None if tls is None else lambda _configuration, _default: tls,
-                timeout_graceful_shutdown=int(STOP_GRACE_SECONDS),
-            )
-        )
-        self._task: asyncio.Task[None] | None = None
-        self._socket: socket.socket | None = None
-
-    @property
-    def address(self) -> str:
-        """http://host:port, or https."""
-        return f"{self._scheme}://{self._host}:{self._port}"
-
-    def count(self) -> int:
-        """How many connections are open."""
-        return len(self._server.server_state.connections)
-
-    async def start(self) -> None:
-        """Listen.
-
-        Raises:
-            ConfigurationError: The address cannot be listened on.
-        """
-        try:
-            family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-            address = (self._host, self._port)
-            self._socket = socket.create_server(address, family=family, backlog=BACKLOG)
-        except OSError as error:
-            raise ConfigurationError(
-                f"{self._name} cannot listen on {self._host}:{self._port}: {error.strerror}; "
-                "choose another port"
-            ) from error
-        self._port = self._socket.getsockname()[1]
-        self._task = asyncio.create_task(self._server.serve([self._socket]))
-        await self._server.is_listening.wait()
-
-    async def stop(self) -> None:
-        """Refuse new connections, and let requests that run end."""
-        self._server.should_exit = True
-        if self._task is not None:
-            await self._task
-        if self._socket is not None:
-            self._socket.close()
-
-
-class _QuietServer(uvicorn.Server):
-    def __init__(self, configuration: uvicorn.Config) -> None:
-        super().__init__(configuration)
-        self.is_listening = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and say so."""
-        await super().startup(sockets)
-        self.is_listening.set()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave the signals alone."""
-        yield

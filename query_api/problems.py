@@ -8,6 +8,7 @@ MeteringError
 ├── TooLargeError          the request, or its answer, is beyond a limit
 ├── ConflictError          it contradicts what is there already
 ├── UnsupportedMediaTypeError  a format that is not read here
+├── LostError              another process had the request, and did not answer
 ├── InvalidUsageError      the request can never succeed as it is
 └── UnavailableError       us: send it again
 
@@ -58,6 +59,10 @@ class ConflictError(MeteringError):
     """What is there already does not allow it."""
 
 
+class LostError(MeteringError):
+    """The request was handed on, and there is no answer: whether it was done is unknown."""
+
+
 class RateLimitedError(MeteringError):
     """The key sends more requests than it may.
 
@@ -94,6 +99,7 @@ _KINDS: Final[Mapping[type[MeteringError], _Kind]] = {
     UnavailableError: _Kind(
         503, "unavailable", "Send the same request again", {"Retry-After": "1"}
     ),
+    LostError: _Kind(502, "lost", "Whether it was done is unknown"),
     # Starlette raises the error again for the server to log, which then drops the connection.
     MeteringError: _Kind(500, "internal", "We failed", {"Connection": "close"}),
 }

@@ -1,7 +1,7 @@
 """What the routes work with; `embedded.py`, or a test, puts it together."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Final, Protocol
 from uuid import UUID
@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 from otel_metering.clock import Clock
 from otel_metering.contract.event import Admission, UsageEvent
 from otel_metering.contract.meter import Meters, Signal
+from otel_metering.errors import UnavailableError
 from query_api.quota_state import QuotaState
 from receiver.store.audit import AuditLog
 from receiver.store.client import ReadLimits, Store
@@ -102,7 +103,7 @@ class Services:
         meters: The definitions in force: those of the file, and those made by API.
         file_meters: Those of `meters.yaml` alone.
         made_meters: Those made by API; None: none can be made here.
-        quotas: How much may be used.
+        quota_state: How much may be used; None: it is decided in another process.
         submit: Admits events; blocks until all that it accepts is durable. It rejects single events
             by index, and raises UnavailableError if nothing may be accepted now.
         metrics: The numbers of the receiver in this process, in the text format of Prometheus; None:
@@ -112,13 +113,14 @@ class Services:
         corrector: Corrects events; None: there is no receiver here.
         limits: What one read may cost.
         checks: Health, by name: each returns a short detail, or raises MeteringError.
+        upstreams: The same of other processes; without them this one still answers what it can.
     """
 
     store: Store
     keys: ApiKeys
     clock: Clock
     meters: Callable[[], Meters]
-    quotas: QuotaState
+    quota_state: QuotaState | None
     submit: Callable[[Sequence[UsageEvent], Principal], Admission]
     checks: Mapping[str, Callable[[], str]]
     metrics: Callable[[], str] | None = None
@@ -128,6 +130,20 @@ class Services:
     limits: ReadLimits = DEFAULT_LIMITS
     file_meters: Callable[[], Meters] = Meters
     made_meters: ApiMeters | None = None
+    upstreams: Mapping[str, Callable[[], str]] = field(default_factory=dict)
+
+    @property
+    def quotas(self) -> QuotaState:
+        """How much may be used.
+
+        Raises:
+            UnavailableError: It is decided in another process.
+        """
+        if self.quota_state is None:
+            raise UnavailableError(
+                "quotas are not counted in this process; ask where the receiver runs"
+            )
+        return self.quota_state
 
     @property
     def audit(self) -> AuditLog:

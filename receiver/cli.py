@@ -26,7 +26,7 @@ def _migrate(
     *, dry_run: Annotated[bool, typer.Option(help="Print the SQL, change nothing.")] = False
 ) -> None:
     """Bring the database of METERING_CLICKHOUSE_URL (or METERING_DATA_DIR) to this release."""
-    settings = Settings()
+    settings = _settings()
     logging.basicConfig(level=settings.log_level)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     store = Store(settings.store_url)
@@ -51,9 +51,17 @@ def _check_meters(
     ] = None,
 ) -> None:
     """Say whether a meters.yaml is right, and if not, in which line and why."""
-    path = file or Settings().meters_file or DEFAULT
+    path = file or _settings().meters_file or DEFAULT
     try:
         typer.echo(count_of(read_meters(path)))
+    except MeteringError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+def _settings() -> Settings:
+    try:
+        return Settings()
     except MeteringError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error

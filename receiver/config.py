@@ -4,18 +4,16 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from otel_metering.contract.attributes import API_KEY_HEADER
+from receiver.settings import ServiceSettings
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 """0: any free port."""
 
 
-class Settings(BaseSettings):
+class Settings(ServiceSettings):
     """What the receiver needs to know; the defaults work on a laptop."""
-
-    model_config = SettingsConfigDict(env_prefix="METERING_", frozen=True, extra="ignore")
 
     data_dir: Path = Field(
         Path("data"), description="Folder of the spool and of the embedded engine."

@@ -27,6 +27,7 @@ from otel_metering.errors import (
     MeteringError,
     UnavailableError,
 )
+from receiver.store.tables import DATABASE
 
 MAX_HANDLES: Final = 8
 """Handles open at once: writer, start-up load and a few readers; further callers wait for one."""
@@ -105,14 +106,32 @@ class StoreError(MeteringError):
         self.code = code
 
 
+class EngineError(MeteringError):
+    """A statement of `Store.ask` or `Store.load` failed.
+
+    Attributes:
+        code: ClickHouse's error code; 0: it has none.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class Store:
     """A ClickHouse database. Any thread may call any method."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, handles: int = MAX_HANDLES) -> None:
+        """Connects when it is first used.
+
+        Args:
+            url: Where the database is.
+            handles: How many statements run at once.
+        """
         self._url = url
         self._is_embedded = urlsplit(url).scheme == "chdb"
         self._idle: queue.LifoQueue[Client | None] = queue.LifoQueue()
-        for _ in range(MAX_HANDLES):
+        for _ in range(handles):
             self._idle.put(None)
 
     def query(
@@ -206,6 +225,59 @@ class Store:
         with self._handle() as client:
             client.insert_arrow(table, rows, settings=settings)
 
+    def ask(
+        self,
+        sql: str,
+        parameters: Mapping[str, str] | None = None,
+        *,
+        settings: Mapping[str, object] | None = None,
+        database: str = DATABASE,
+    ) -> bytes:
+        """Run one statement as it is; returns the bytes of its answer.
+
+        Args:
+            sql: With the format that the answer shall have, and with `{name:Type}` placeholders.
+            parameters: For each placeholder its value, escaped as in the format TabSeparated.
+            settings: Of a statement that has no SETTINGS clause.
+            database: What tables without a database belong to.
+
+        Raises:
+            EngineError: It failed.
+        """
+        with self._handle() as client, _engine_errors():
+            client.database = database
+            return client.raw_query(
+                sql,
+                parameters={name: _Escaped(text) for name, text in (parameters or {}).items()},
+                settings=dict(settings or {}),
+            )
+
+    def load(
+        self,
+        target: str,
+        data: bytes,
+        *,
+        data_format: str,
+        settings: Mapping[str, object],
+        database: str = DATABASE,
+    ) -> int:
+        """Insert data of any format that the engine reads; returns how many rows there were.
+
+        Args:
+            target: Table, and columns in parentheses, as SQL.
+            data: In `data_format`.
+            data_format: Its name.
+            settings: Of this INSERT.
+            database: What tables without a database belong to.
+
+        Raises:
+            EngineError: It failed.
+        """
+        with self._handle() as client, _engine_errors():
+            client.database = database
+            summary = client.raw_insert(target, None, data, dict(settings), data_format)
+            return int(summary.written_rows)
+
     def close(self) -> None:
         """Close every idle handle; for chDB the last one releases the data directory."""
         while True:
@@ -250,6 +322,32 @@ class Store:
             ) from error
 
 
+@dataclass(frozen=True, slots=True)
+class _Escaped:
+    """A parameter that the driver hands on as it is; a str it would escape once more."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@contextmanager
+def _engine_errors() -> Iterator[None]:
+    """Errors of the engine with its own words and number."""
+    try:
+        yield
+    except ClickHouseError as error:
+        text = str(error)
+        message = text.partition("DB::Exception: ")[2] or text
+        raise EngineError(message.strip(), _code(error)) from error
+
+
+def _code(error: ClickHouseError) -> int:
+    match = _CODE.search(str(error))
+    return int(getattr(error, "code", None) or (match[1] if match else 0))
+
+
 def _bindable(parameters: Mapping[str, object] | None) -> dict[str, object]:
     """A copy of `parameters`; JSON can spell half of a surrogate pair, which no column can hold."""
     for name, value in (parameters or {}).items():
@@ -263,8 +361,7 @@ def _bindable(parameters: Mapping[str, object] | None) -> dict[str, object]:
 
 
 def _translate(error: ClickHouseError) -> MeteringError:
-    match = _CODE.search(str(error))
-    code = int(getattr(error, "code", None) or (match[1] if match else 0))
+    code = _code(error)
     if code in _LIMIT_ERRORS:
         return ReadLimitError(_LIMIT_ERRORS[code])
     message = f"the database failed: {str(error).splitlines()[0]}"

@@ -62,6 +62,42 @@ def test_a_bad_setting_stops_the_start_and_is_named(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "settings", "said"),
+    [
+        ("migrate", {"METERING_SECRETS_DIR": "/no such directory"}, "METERING_SECRETS_DIR"),
+        ("receiver", {"METERING_CLICKHOUSE_URL": "clickhouse://127.0.0.1:1/metering"}, "database"),
+        ("api", {"METERING_CLICKHOUSE_URL": ""}, "METERING_CLICKHOUSE_URL names no server"),
+        ("api", {"METERING_RECEIVER_URL": "receiver:8081"}, "METERING_RECEIVER_URL"),
+    ],
+)
+def test_separate_processes_say_what_they_lack(
+    tmp_path: Path, command: str, settings: dict[str, str], said: str
+) -> None:
+    done = run(command, METERING_DATA_DIR=str(tmp_path), **settings)
+
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_receiver_does_not_share_an_embedded_engine(new_up: Up) -> None:
+    new_up.start()
+    engine = f"chdb://{new_up.data_dir / 'clickhouse'}"
+
+    done = run(
+        "receiver",
+        f"--data-dir={new_up.data_dir / 'other'}",
+        "--api-port=0",
+        METERING_CLICKHOUSE_URL=engine,
+    )
+
+    assert done.returncode == 1
+    assert "no other process may have it" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert new_up.stop() == 0
+
+
 def test_a_second_process_on_the_same_data_is_refused_and_the_first_goes_on(new_up: Up) -> None:
     new_up.start()
 

@@ -30,7 +30,9 @@ class Up:
 
     def __init__(self, data_dir: Path, *arguments: str) -> None:
         self.data_dir = data_dir
-        self.grpc, self.http, self.api = (f"127.0.0.1:{port}" for port in free_ports(3))
+        self.grpc, self.http, self.api, self.clickhouse = (
+            f"127.0.0.1:{port}" for port in free_ports(4)
+        )
         self._arguments = arguments
         self._process: subprocess.Popen[str] | None = None
         self._is_ready = False
@@ -45,6 +47,7 @@ class Up:
             f"--otlp-grpc-port={self.grpc.partition(':')[2]}",
             f"--otlp-http-port={self.http.partition(':')[2]}",
             f"--api-port={self.api.partition(':')[2]}",
+            f"--clickhouse-port={self.clickhouse.partition(':')[2]}",
             f"--meters={REPOSITORY / 'meters.yaml'}",
             *self._arguments,
         ]

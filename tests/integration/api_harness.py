@@ -158,7 +158,7 @@ def running_api(path: Path, **options: Any) -> Iterator[Api]:
         keys=keys,
         clock=clock,
         meters=lambda: METERS,
-        quotas=quotas,
+        quota_state=quotas,
         submit=ledger.submit,
         checks=checks,
         metrics=lambda: METRICS,
@@ -192,8 +192,11 @@ def running_api(path: Path, **options: Any) -> Iterator[Api]:
 
 
 @contextmanager
-def served(app: FastAPI) -> Iterator[str]:
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none", lifespan="off"))
+def served(app: Any) -> Iterator[str]:
+    configuration = uvicorn.Config(
+        app, log_config=None, ws="none", lifespan="off", proxy_headers=False
+    )
+    server = uvicorn.Server(configuration)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

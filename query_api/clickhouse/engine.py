@@ -1,0 +1,409 @@
+"""Runs statements on the embedded engine: a reader's when they have been checked, the administrator's as they are."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from query_api.clickhouse import policy
+from query_api.clickhouse.errors import (
+    NOT_IMPLEMENTED,
+    READONLY,
+    SYNTAX_ERROR,
+    UNKNOWN_DATABASE,
+    ClickHouseError,
+)
+from query_api.clickhouse.guard import Reader, check_tokens, check_tree
+from query_api.clickhouse.native import CUSTOM_SERIALIZATION_REVISION, header, hello
+from query_api.clickhouse.statement import Question, split_insert, split_question
+from query_api.clickhouse.tokens import Kind, escape, quote
+from query_api.clickhouse.tree import parse_tree
+from receiver.store.client import EngineError, Store
+from receiver.store.tables import DATABASE
+
+DEFAULT_FORMAT: Final = "TabSeparated"
+MAX_QUERY_BYTES: Final = 256 * 1024
+"""ClickHouse's own default of max_query_size."""
+
+_HELLO: Final = "SELECT displayName(), version(), revision(), timezone()"
+
+_DATABASES: Final = frozenset({"", DATABASE, "default"})
+
+_QUESTIONS: Final = re.compile(r"\(*(SELECT|WITH|SHOW|DESCRIBE|EXISTS|EXPLAIN|CHECK|KILL)\b")
+"""Statements of the administrator that have an answer, and take FORMAT and SETTINGS after it."""
+
+_ALONE: Final[Mapping[str, int]] = {
+    # The tenant's condition stands below every other: nothing of another tenant's rows is ever computed,
+    # so that no error can tell of them.
+    "optimize_move_to_prewhere": 0,
+    "query_plan_optimize_prewhere": 0,
+    "query_plan_merge_filters": 0,
+    "query_plan_filter_push_down": 0,
+    # Says how many rows were read.
+    "output_format_write_statistics": 0,
+}
+
+_ALWAYS: Final[Mapping[str, int]] = {
+    # It remembers which granules a condition has rows in, whatever other filters there were.
+    "use_query_condition_cache": 0,
+    "use_query_cache": 0,
+    "allow_ddl": 0,
+    "allow_introspection_functions": 0,
+    # Last: after it, no setting can change.
+    "readonly": 1,
+}
+
+_SETTINGS_TABLE: Final = frozenset({"system.settings"})
+
+_TOLD: Final = frozenset({46, 47, 60, 62, 81, 115, 158, 159, 215, 241, 307, 394, 396})
+"""Errors whose words tell nothing of rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One statement as a client sent it.
+
+    Attributes:
+        sql: The statement, and the data of an INSERT behind it.
+        database: What tables without a database belong to; empty: the usual one.
+        default_format: Of the answer, where the statement has no FORMAT; empty: the usual one.
+        parameters: Of the statement: name -> text, escaped as in TabSeparated.
+        settings: Those that it shall run with.
+        protocol: Revision of the native protocol that the client speaks; 0: none.
+        is_reading: Whether nothing may be written (GET).
+        tag: Names the call, so that it can be cancelled.
+    """
+
+    sql: bytes
+    database: str
+    default_format: str
+    parameters: Mapping[str, str]
+    settings: Mapping[str, str]
+    protocol: int
+    is_reading: bool
+    tag: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a statement gave.
+
+    Attributes:
+        body: In `format`.
+        format: Its name; empty: there is no answer.
+        written_rows: How many rows were inserted.
+    """
+
+    body: bytes
+    format: str
+    written_rows: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one statement of a reader may cost.
+
+    Attributes:
+        seconds: How long it may take.
+        rows: How many rows of tables it may read.
+        memory_bytes: How much memory it may take.
+        result_rows: How many rows its answer may have.
+        result_bytes: How large its answer may be, before it has a format.
+    """
+
+    seconds: float
+    rows: int
+    memory_bytes: int
+    result_rows: int
+    result_bytes: int
+
+    def settings(self) -> dict[str, float]:
+        """Them as settings of the engine."""
+        return {
+            "max_execution_time": self.seconds,
+            "max_rows_to_read": self.rows,
+            "max_memory_usage": self.memory_bytes,
+            "max_result_rows": self.result_rows,
+            "max_result_bytes": self.result_bytes,
+        }
+
+
+class Engine:
+    """The embedded engine, as users of the endpoint see it. Any thread may call any method."""
+
+    def __init__(self, readers: Store, administrators: Store, limits: Limits) -> None:
+        """Reads what the engine can do.
+
+        Args:
+            readers: Runs what readers ask.
+            administrators: Runs what the administrator orders.
+            limits: What one statement of a reader may cost.
+        """
+        self._readers = readers
+        self._administrators = administrators
+        self._limits = limits
+        found = readers.ask("SELECT displayName(), version(), timezone() FORMAT JSONCompactEachRow")
+        self.display_name, self.version, self.timezone = json.loads(found)
+        self.functions = policy.Functions(
+            _functions(readers),
+            _column(readers, "SELECT name FROM system.aggregate_function_combinators"),
+        )
+
+    def read(self, call: Call, tenant: str | None) -> Answer:
+        """Run a reader's statement, if it may run.
+
+        Args:
+            call: The statement.
+            tenant: The only tenant whose rows there are; None: of every tenant.
+
+        Raises:
+            ClickHouseError: It may not run, or failed.
+        """
+        if call.database not in _DATABASES:
+            raise ClickHouseError(UNKNOWN_DATABASE, f"Database {call.database} does not exist")
+        if len(call.sql) > MAX_QUERY_BYTES:
+            raise ClickHouseError(
+                SYNTAX_ERROR, f"Max query size exceeded ({MAX_QUERY_BYTES} bytes)"
+            )
+        try:
+            return self._read(call, tenant)
+        except EngineError as error:
+            raise _shown(error, is_bound=tenant is not None) from error
+
+    def administrate(self, call: Call) -> Answer:
+        """Run a statement of the administrator.
+
+        Raises:
+            ClickHouseError: It failed.
+        """
+        store, database = self._administrators, call.database or DATABASE
+        try:
+            insert = split_insert(call.sql)
+            if insert is None:
+                return self._order(call, database)
+            if call.is_reading:
+                raise ClickHouseError(
+                    READONLY, "Cannot execute query in readonly mode (GET); send POST"
+                )
+            settings = {**_assignments(insert.settings), **call.settings}
+            written = store.load(
+                insert.target,
+                insert.data,
+                data_format=insert.format,
+                settings=settings,
+                database=database,
+            )
+            return Answer(body=b"", format="", written_rows=written)
+        except EngineError as error:
+            raise ClickHouseError(error.code, _plain(error)) from error
+
+    def cancel(self, tag: str, *, is_reader: bool) -> None:
+        """Let the statement of this tag end soon.
+
+        Raises:
+            UnavailableError: The engine did not answer.
+        """
+        (self._readers if is_reader else self._administrators).cancel(tag)
+
+    def _read(self, call: Call, tenant: str | None) -> Answer:
+        question = split_question(self._canonical(self._readers, call.sql))
+        format_name = question.format or call.default_format or DEFAULT_FORMAT
+        policy.check_format(format_name)
+        if self._is_hello(question, call, format_name):
+            body = hello(self.display_name, self.version, self.timezone)
+            return Answer(body=body, format=format_name)
+        reader = Reader(
+            functions=self.functions,
+            hidden=policy.hidden_columns(tenant),
+            is_bound=tenant is not None,
+        )
+        check_tokens(question.tokens, reader)
+        parameters = _used(question, call.parameters)
+        # Without FORMAT: in a tree, that would be a part of the statement.
+        printed = self._readers.ask(f"EXPLAIN AST {question.core}", parameters).decode()
+        tree = parse_tree(re.sub(r"\\(.)", r"\1", printed))
+        verdict = check_tree(tree, question.tokens, reader)
+        self._check_absent(verdict.assumed)
+        settings = policy.reader_settings(
+            self._limits.settings(), {**call.settings, **question.settings}
+        )
+        forced = self._forced(call.tag, tenant)
+        if verdict.tables == _SETTINGS_TABLE:
+            # Clients look there for what they may send; at 1 they would find: nothing.
+            forced["readonly"] = 2
+        clause = _clause({**settings, **forced})
+        body = self._readers.ask(
+            f"{question.core}\n FORMAT {format_name}\n SETTINGS {clause}", parameters
+        )
+        if not body and format_name == "Native" and _is_select(question):
+            body = self._header(question.core, parameters, clause)
+        return Answer(body=body, format=format_name)
+
+    def _order(self, call: Call, database: str) -> Answer:
+        store = self._administrators
+        canonical = self._canonical(store, call.sql)
+        if not _QUESTIONS.match(canonical):
+            if call.is_reading:
+                raise ClickHouseError(
+                    READONLY, "Cannot execute query in readonly mode (GET); send POST"
+                )
+            body = store.ask(canonical, call.parameters, settings=call.settings, database=database)
+            return Answer(body=body, format=DEFAULT_FORMAT if body else "")
+        question = split_question(canonical)
+        format_name = question.format or call.default_format or DEFAULT_FORMAT
+        if self._is_hello(question, call, format_name):
+            body = hello(self.display_name, self.version, self.timezone)
+            return Answer(body=body, format=format_name)
+        settings = {**call.settings, **question.settings}
+        settings.setdefault("log_comment", call.tag)
+        parameters = _used(question, call.parameters)
+        clause = _clause(settings)
+        body = store.ask(
+            f"{question.core}\n FORMAT {format_name}\n SETTINGS {clause}",
+            parameters,
+            database=database,
+        )
+        if not body and format_name == "Native" and _is_select(question):
+            body = self._header(question.core, parameters, clause, store, database)
+        return Answer(body=body, format=format_name)
+
+    def _canonical(self, store: Store, sql: bytes) -> str:
+        """One statement without comments, as the engine prints it."""
+        try:
+            text = sql.decode()
+        except UnicodeDecodeError as error:
+            raise ClickHouseError(SYNTAX_ERROR, f"The statement is no UTF-8: {error}") from error
+        try:
+            printed = store.ask(
+                "SELECT formatQuerySingleLine({q:String}) FORMAT TabSeparatedRaw",
+                {"q": escape(text)},
+            )
+        except EngineError as error:
+            # Where the engine says where, it means the statement above.
+            message, _, _ = str(error).partition(": In scope SELECT formatQuery")
+            raise ClickHouseError(error.code, message) from error
+        return printed.decode().rstrip("\n")
+
+    def _is_hello(self, question: Question, call: Call, format_name: str) -> bool:
+        return (
+            question.core == _HELLO
+            and format_name == "Native"
+            and call.protocol >= CUSTOM_SERIALIZATION_REVISION
+        )
+
+    def _check_absent(self, names: frozenset[str]) -> None:
+        """What a statement calls by its own names must not be tables that a reader cannot read."""
+        if not names:
+            return
+        listed = ", ".join(quote(name) for name in sorted(names))
+        found = _column(
+            self._readers,
+            f"SELECT name FROM system.tables WHERE database = '{DATABASE}' AND name IN ({listed})",  # noqa: S608 - quoted
+        )
+        if found:
+            raise ClickHouseError(
+                READONLY, f"{', '.join(found)} is the name of a table here; take another name"
+            )
+
+    def _forced(self, tag: str, tenant: str | None) -> dict[str, object]:
+        """Settings that no wish can change."""
+        filters = ", ".join(
+            f"{quote(table)}: {quote(rows)}" for table, rows in policy.row_filters(tenant).items()
+        )
+        return {
+            "read_overflow_mode": "throw",
+            "timeout_overflow_mode": "throw",
+            "log_comment": tag,
+            "additional_table_filters": f"{{{filters}}}",
+            **(_ALONE if tenant is not None else {}),
+            **_ALWAYS,
+        }
+
+    def _header(
+        self,
+        core: str,
+        parameters: Mapping[str, str],
+        clause: str,
+        store: Store | None = None,
+        database: str = DATABASE,
+    ) -> bytes:
+        """The columns of an answer that has no rows."""
+        rows = (store or self._readers).ask(
+            f"DESCRIBE TABLE ({core})\n FORMAT JSONCompactEachRow\n SETTINGS {clause}",
+            parameters,
+            database=database,
+        )
+        return header([(row[0], row[1]) for row in map(json.loads, rows.splitlines())])
+
+
+def _used(question: Question, parameters: Mapping[str, str]) -> dict[str, str]:
+    """The parameters that the statement has a place for."""
+    names = [
+        token.text[1:].partition(":")[0]
+        for token in question.tokens
+        if token.kind is Kind.PARAMETER
+    ]
+    return {name: parameters[name] for name in names if name in parameters}
+
+
+def _is_select(question: Question) -> bool:
+    return question.core.startswith(("SELECT", "WITH", "("))
+
+
+def _clause(settings: Mapping[str, object]) -> str:
+    for name in settings:
+        if not re.fullmatch(r"[A-Za-z_]\w*", name):
+            raise ClickHouseError(SYNTAX_ERROR, f"Syntax error: {name!r} is no name of a setting")
+    return ", ".join(f"{name} = {quote(_value(value))}" for name, value in settings.items())
+
+
+def _value(value: object) -> str:
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
+
+
+def _assignments(clause: str) -> dict[str, str]:
+    """The SETTINGS clause of an INSERT."""
+    if not clause:
+        return {}
+    question = split_question(f"SELECT 1 SETTINGS {clause}")
+    if not question.settings:
+        raise ClickHouseError(NOT_IMPLEMENTED, f"SETTINGS {clause} cannot be read here")
+    return question.settings
+
+
+def _functions(store: Store) -> Sequence[policy.EngineFunction]:
+    rows = store.ask(
+        "SELECT name, categories, alias_to, case_insensitive, is_aggregate, origin "
+        "FROM system.functions FORMAT JSONCompactEachRow"
+    )
+    return [
+        policy.EngineFunction(
+            name=name,
+            category=category,
+            alias_to=alias_to,
+            is_case_insensitive=bool(case_insensitive),
+            is_aggregate=bool(is_aggregate),
+            is_built_in=origin == "System",
+        )
+        for name, category, alias_to, case_insensitive, is_aggregate, origin in map(
+            json.loads, rows.splitlines()
+        )
+    ]
+
+
+def _column(store: Store, sql: str) -> list[Any]:
+    rows = store.ask(f"{sql} FORMAT JSONCompactEachRow")
+    return [row[0] for row in map(json.loads, rows.splitlines())]
+
+
+def _shown(error: EngineError, *, is_bound: bool) -> ClickHouseError:
+    """What a reader is told."""
+    if is_bound and error.code not in _TOLD:
+        name = re.search(r"\(([A-Z0-9_]+)\)\s*$", str(error))
+        return ClickHouseError(error.code, f"the statement failed ({name[1] if name else 'ERROR'})")
+    return ClickHouseError(error.code, _plain(error))
+
+
+def _plain(error: EngineError) -> str:
+    return str(error).strip()
