@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check format lint types bench lock proto clean
+.PHONY: help install demo up test check format lint types bench lock proto grafana clean
 
 help:  ## show the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,6 +50,9 @@ lock:  ## refresh requirements.lock (needs uv)
 
 proto: $(STAMP)  ## regenerate the lazy OTLP classes
 	@$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. receiver/otlp/lazy.proto
+
+grafana: $(STAMP)  ## dashboards, alert rules and provisioning, generated anew
+	@$(BIN)/python -m grafana
 
 clean:  ## remove .venv and caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
