@@ -35,7 +35,12 @@ class Migration:
     @property
     def statements(self) -> list[str]:
         """Its statements, in order; each ends its line with a semicolon."""
-        return [part.strip() for part in re.split(r";\s*$", self.sql, flags=re.M) if part.strip()]
+        return split(self.sql)
+
+
+def split(sql: str) -> list[str]:
+    """The statements of a file, in order; each ends its line with a semicolon."""
+    return [part.strip() for part in re.split(r";\s*$", sql, flags=re.M) if part.strip()]
 
 
 def shipped() -> list[Migration]:
