@@ -1,5 +1,5 @@
 #!/bin/sh
-# The server, with the hashes of its users' passwords in its environment: users.xml reads them from there.
+# The server, with hashes of its users' passwords in its environment: for users.xml and password.sh.
 set -eu
 hash_of() {
     printf '%s' "$(cat "/run/secrets/$1")" | sha256sum | cut -d ' ' -f 1

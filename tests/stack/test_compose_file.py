@@ -1,5 +1,6 @@
 """docker-compose.yml, without Docker: everything that it names is there, and everything agrees."""
 
+import hashlib
 import re
 import shutil
 import stat
@@ -14,7 +15,6 @@ import yaml
 
 from query_api import config as api_config
 from receiver.config import Settings
-from receiver.store import tables
 from tests.stack.compose import (
     PROFILES,
     REPOSITORY,
@@ -27,7 +27,6 @@ from tests.stack.compose import (
 )
 
 DEPLOY = REPOSITORY / "deploy"
-MIGRATIONS = REPOSITORY / "receiver" / "store" / "migrations"
 SETTINGS = {
     f"METERING_{name.upper()}"
     for settings in (Settings, api_config.Settings)
@@ -195,50 +194,52 @@ def test_the_secrets_are_kept_out_of_git_and_of_the_images() -> None:
     assert not any(line.startswith(("!secrets", "!.env", "!.git")) for line in lines)
 
 
-def test_the_configuration_of_clickhouse_is_xml_and_has_the_users_of_the_stack() -> None:
-    users = ElementTree.parse(DEPLOY / "clickhouse" / "users.xml").getroot().find("users")
+def test_the_users_of_clickhouse_are_those_of_the_stack_and_each_has_its_password() -> None:
     ElementTree.parse(DEPLOY / "clickhouse" / "config.xml")
+    users = ElementTree.parse(DEPLOY / "clickhouse" / "users.xml").getroot().find("users")
     assert users is not None
     start = (DEPLOY / "clickhouse" / "start.sh").read_text()
+    password = (DEPLOY / "clickhouse" / "password.sh").read_text()
 
+    assert {user.tag for user in users} == {"default", "metering"}
     read = {
-        one.get("from_env") for user in users for one in user if one.tag == "password_sha256_hex"
+        user.tag: one.get("from_env")
+        for user in users
+        for one in user.iter()
+        if one.get("from_env")
     }
-    assert read == set(re.findall(r"(\w+)=\$\(hash_of", start))
-    assert {"metering", "grafana_reader"} <= {user.tag for user in users}
+    assert read == {"metering": "METERING_PASSWORD_SHA256"}
+    assert "ALTER USER grafana_reader" in password
+    used = {*read.values(), *re.findall(r"\$(\w+)", password)}
+    assert used == set(re.findall(r"(\w+)=\$\(hash_of", start))
+    # Who needs no password may come from inside the container alone.
+    [networks] = [one for user in users if user.tag == "default" for one in user.iter("networks")]
+    assert networks.get("replace") == "replace"
+    assert {one.text for one in networks} == {"127.0.0.1", "::1"}
 
 
-def test_grafana_reads_every_table_but_no_hash_of_a_key_and_nothing_that_senders_sent() -> None:
-    grants = ElementTree.parse(DEPLOY / "clickhouse" / "users.xml").findall(
-        "users/grafana_reader/grants/query"
+def test_clickhouse_gets_the_hashes_of_its_passwords(tmp_path: Path) -> None:
+    script = (DEPLOY / "clickhouse" / "start.sh").read_text()
+    for name in ("clickhouse_password", "grafana_reader_password"):
+        (tmp_path / name).write_text(f"{name} of this test\n")
+
+    started = subprocess.run(
+        [
+            "sh",
+            "-c",
+            script.replace("/run/secrets", str(tmp_path)).replace("/entrypoint.sh", "env"),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    granted = {}
-    for grant in grants:
-        match = re.fullmatch(r"GRANT SELECT(?:\((.*)\))? ON (metering\.\w+)", grant.text or "")
-        assert match is not None, grant.text
-        granted[match[2]] = match[1] and set(match[1].split(", "))
-    known = {
-        value
-        for name, value in vars(tables).items()
-        if name.isupper() and isinstance(value, str) and value.startswith("metering.")
-    }
 
-    assert set(granted) == known
-    limited = {table: columns for table, columns in granted.items() if columns}
-    for table, hidden in ((tables.API_KEYS, "key_hash"), (tables.QUARANTINE, "payload")):
-        assert limited.pop(table) == _columns(table) - {hidden}
-    assert limited == {}
-
-
-def _columns(table: str) -> set[str]:
-    """Of a table, from the migrations that make and widen it."""
-    text = "\n".join(one.read_text() for one in sorted(MIGRATIONS.glob("*.sql")))
-    text = re.sub(r"--.*", "", re.sub(r"'[^'\n]*'", "''", text))
-    [made] = re.findall(rf"CREATE TABLE IF NOT EXISTS {table}\s*\((.*?)\n\)", text, re.S)
-    added = re.findall(rf"ALTER TABLE {table}\s(.*?);", text, re.S)
-    columns = re.findall(r"^\s*(?!INDEX|PROJECTION|CONSTRAINT)(\w+) [A-Z]", made, re.M)
-    wider = re.findall(r"ADD COLUMN (?:IF NOT EXISTS )?(\w+)", "\n".join(added))
-    return {*columns, *wider}
+    for name, variable in (
+        ("clickhouse_password", "METERING_PASSWORD_SHA256"),
+        ("grafana_reader_password", "GRAFANA_READER_PASSWORD_SHA256"),
+    ):
+        hashed = hashlib.sha256(f"{name} of this test".encode()).hexdigest()
+        assert f"{variable}={hashed}\n" in started.stdout
 
 
 def test_the_meters_of_the_stack_are_those_of_the_repository() -> None:
