@@ -48,8 +48,10 @@ bench: $(STAMP)  ## measure; prints a table
 preview: $(STAMP)  ## pictures of the dashboards in docs/images (needs Node and Chromium)
 	@$(BIN)/python -m grafana.preview $(ARGS)
 
-lock:  ## refresh requirements.lock (needs uv)
+lock:  ## refresh requirements.lock, and those of the images (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --extra embedded --extra grpc --extra jwt --group dev pyproject.toml -o requirements.lock
+	for extra in server embedded; do uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --constraint requirements.lock --extra $$extra pyproject.toml -o deploy/locks/$$extra.lock; done
+	echo hatchling | uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --constraint requirements.lock - -o deploy/locks/build.lock
 
 proto: $(STAMP)  ## regenerate the lazy OTLP classes
 	@$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. receiver/otlp/lazy.proto

@@ -1,8 +1,19 @@
 """An OpenTelemetry Collector, built from its Go modules by its own builder."""
 
+import re
 from pathlib import Path
 
 from tests.peers.install import installed, run, tool
+
+REPOSITORY = Path(__file__).parents[3]
+MANIFEST = REPOSITORY / "collector" / "manifest.yaml"
+"""Of the Collector that users are told to build."""
+
+
+def shipped() -> Path:
+    """The program that users are told to build. Raises as `build`."""
+    [version] = re.findall(r"collector/cmd/builder@(v[\d.]+)", MANIFEST.read_text())
+    return build(MANIFEST, version)
 
 
 def build(manifest: Path, builder_version: str) -> Path:

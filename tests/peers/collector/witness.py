@@ -22,6 +22,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 
+from tests.conformance.test_tls import Pki
 from tests.e2e.up import KEY, Up
 from tests.otlp import post
 
@@ -30,9 +31,9 @@ LOST_ANSWERS = 0.15
 
 
 class Witness:
-    """Listens for both transports, and forwards to the same transport of `up`."""
+    """Listens for both transports, for gRPC with TLS, and forwards to the same transport of `up`."""
 
-    def __init__(self, up: Up, seed: int) -> None:
+    def __init__(self, up: Up, pki: Pki, seed: int) -> None:
         self.acknowledged: Counter[str] = Counter()
         """Name of an item -> how often the receiver acknowledged it."""
         self._up = up
@@ -41,7 +42,9 @@ class Witness:
         self._channel = grpc.insecure_channel(up.grpc, options=OPTIONS)
         self._grpc = grpc.server(ThreadPoolExecutor(8))
         self._grpc.add_generic_rpc_handlers((_Calls(self),))
-        self.grpc = f"127.0.0.1:{self._grpc.add_insecure_port('127.0.0.1:0')}"
+        key, certificate = pki.path("one.key").read_bytes(), pki.path("one.crt").read_bytes()
+        credentials = grpc.ssl_server_credentials([(key, certificate)])
+        self.grpc = f"127.0.0.1:{self._grpc.add_secure_port('127.0.0.1:0', credentials)}"
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _posts(self))
         self.http = f"127.0.0.1:{self._http.server_port}"
         self._serving = threading.Thread(target=self._http.serve_forever, daemon=True)
