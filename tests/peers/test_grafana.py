@@ -16,6 +16,7 @@ import pytest
 from grafana.emulator import run, seed_operations, seed_usage
 from grafana.emulator.alert_source import Source
 from grafana.emulator.macros import expand, expand_backend
+from grafana.emulator.sickness import Sickness
 from grafana.emulator.time_range import TimeRange
 from otel_metering.clock import ManualClock
 from receiver.store.client import Store
@@ -91,7 +92,8 @@ def grafana(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grafana]:
     store = Store(f"chdb://{engine.data_dir / 'clickhouse'}")
     migrate(store, ManualClock())
     seed_usage.seed(store, NOW)
-    seed_operations.seed_operations(store, NOW)
+    # Whatever an alert can be about.
+    seed_operations.seed_operations(store, NOW, sick=list(Sickness))
     _, key = ApiKeys(store, ManualClock()).create(name="grafana", scopes=[Scope.QUERY])
     asked = [*emulated(store), *alerting(store)]
     store.close()
@@ -228,6 +230,7 @@ def test_every_query_of_dashboards_and_alerts_gets_the_frames_that_the_emulator_
     found = ask(grafana.program, grafana.server, queries=[one.query for one in grafana.asked])
 
     assert len(found["responses"]) == len(grafana.asked) > 150
+    assert sum(one.frame is not None for one in grafana.asked) > 120
     faults = {
         one.where: fault
         for one in grafana.asked
