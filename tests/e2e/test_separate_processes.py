@@ -3,8 +3,10 @@
 import http.client
 import threading
 import urllib.error
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -62,14 +64,14 @@ def post_event(up: Up, body: object) -> int:
 
 def until_taken(send: Callable[[], int]) -> None:
     """Send the same until it is acknowledged, as every client does."""
-    pause = threading.Event()
-    while True:
+
+    def status() -> int:
         try:
-            if send() in {200, 202}:
-                return
+            return send()
         except (OSError, http.client.HTTPException, httpx.HTTPError):
-            pass
-        pause.wait(0.05)
+            return 0  # nobody listens, or the answer was cut off
+
+    eventually(status, lambda found: found in {200, 202}, seconds=120)
 
 
 def test_usage_sent_anywhere_is_read_at_every_api(processes: Separate) -> None:
@@ -173,15 +175,13 @@ def test_while_the_receiver_is_killed_reads_go_on_and_nothing_is_lost_or_counted
     first, second = processes.apis
     until_taken(partial(post_event, first, event("killed", 0)))
     eventually(lambda: usage_of(first, "killed"), lambda found: found == 1)
-    stopping = threading.Event()
-
-    with ThreadPoolExecutor(3) as pool:
-        senders = [
-            pool.submit(send_events, first, "killed", 1_000_000, stopping),
-            pool.submit(send_events, second, "killed", 2_000_000, stopping),
-            pool.submit(send_points, processes.receiver, "killed", stopping),
-        ]
-        stopping.wait(0.5)
+    senders = [
+        Sender(partial(post_numbered, first, 1_000_000)),
+        Sender(partial(post_numbered, second, 2_000_000)),
+        Sender(lambda number: otlp(processes.receiver, "killed", 1_000 + number)),
+    ]
+    with sending(senders):
+        eventually(lambda: [one.count for one in senders], lambda counts: min(counts) >= 3)
         processes.receiver.kill()
         assert usage_of(first, "killed") >= 1
         answer = ask(second, "POST", "/v1/meter/validate", json=event("killed", 0))
@@ -191,14 +191,16 @@ def test_while_the_receiver_is_killed_reads_go_on_and_nothing_is_lost_or_counted
         assert processes.receiver.api in answer.json()["detail"]
         health = second.get("/v1/meter/health")
         assert (health["status"], health["checks"]["receiver"]["status"]) == ("ok", "failed")
+        before = [one.count for one in senders]
         processes.receiver.start()
-        stopping.wait(0.5)
-        stopping.set()
-        sent = 1 + sum(sender.result() for sender in senders)
+        eventually(
+            lambda: [one.count for one in senders],
+            lambda counts: all(now > then for now, then in zip(counts, before, strict=True)),
+        )
 
+    sent = 1 + sum(one.count for one in senders)
     for api in (first, second):
         eventually(partial(usage_of, api, "killed"), lambda found: found == sent)
-    assert sent > 10
 
 
 def test_the_engine_is_killed_and_usage_is_taken_meanwhile(processes: Separate) -> None:
@@ -227,20 +229,37 @@ def of_engine(api: Api) -> int | None:
         return None
 
 
-def send_events(api: Api, tenant: str, first: int, stopping: threading.Event) -> int:
-    """One after another, each until it is acknowledged; how many."""
-    count = 0
-    while not stopping.is_set():
-        body = event(tenant, first + count)
-        until_taken(partial(post_event, api, body))
-        count += 1
-    return count
+def post_numbered(api: Api, first: int, number: int) -> int:
+    return post_event(api, event("killed", first + number))
 
 
-def send_points(receiver: Up, tenant: str, stopping: threading.Event) -> int:
-    """The same over OTLP."""
-    count = 0
-    while not stopping.is_set():
-        until_taken(partial(otlp, receiver, tenant, 1_000 + count))
-        count += 1
-    return count
+@dataclass
+class Sender:
+    """Sends one after another, each until it is acknowledged.
+
+    Attributes:
+        send: Sends that of a number; returns the status of the answer.
+        count: How many were acknowledged.
+    """
+
+    send: Callable[[int], int]
+    count: int = 0
+
+    def run(self, stopping: threading.Event) -> None:
+        while not stopping.is_set():
+            until_taken(partial(self.send, self.count))
+            self.count += 1
+
+
+@contextmanager
+def sending(senders: Sequence[Sender]) -> Iterator[None]:
+    """Meanwhile they send; at the end what they began is acknowledged."""
+    stopping = threading.Event()
+    with ThreadPoolExecutor(len(senders)) as pool:
+        running = [pool.submit(one.run, stopping) for one in senders]
+        try:
+            yield
+        finally:
+            stopping.set()
+        for one in running:
+            one.result()

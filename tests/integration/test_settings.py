@@ -23,6 +23,7 @@ def test_a_file_is_a_setting_without_the_newline_at_its_end(secrets: Path) -> No
     (secrets / "metering_clickhouse_url").write_text(f"{URL}\n")
     (secrets / "metering_admin_key").write_text("otm_a_b\r\n")
     (secrets / "metering_redis_url").write_text("redis://:p@cache")
+    (secrets / "metering_clickhouse_admin_password").write_text("of the administrator\n")
     (secrets / "something_else").write_text("of another service")
 
     settings, api_settings = Settings(), config.Settings()
@@ -32,6 +33,9 @@ def test_a_file_is_a_setting_without_the_newline_at_its_end(secrets: Path) -> No
     assert settings.admin_key.get_secret_value() == "otm_a_b"
     assert api_settings.redis_url is not None
     assert api_settings.redis_url.get_secret_value() == "redis://:p@cache"
+    password = api_settings.clickhouse_admin_password
+    assert password is not None
+    assert password.get_secret_value() == "of the administrator"
 
 
 def test_a_mounted_secret_is_a_link_to_a_link(secrets: Path) -> None:

@@ -7,19 +7,24 @@ expanded here by the emulator, and its converters, which are written out in `gra
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from grafana.emulator import run, seed_operations, seed_usage
-from grafana.emulator.macros import expand
+from grafana.emulator.alert_source import Source
+from grafana.emulator.macros import expand, expand_backend
+from grafana.emulator.sickness import Sickness
+from grafana.emulator.time_range import TimeRange
 from otel_metering.clock import ManualClock
 from receiver.store.client import Store
 from receiver.store.keys import ApiKeys, Scope
 from receiver.store.migrate import migrate
 from tests.e2e.separate import Engine
 from tests.grafana import harness
+from tests.grafana.alert_files import RULES
 from tests.grafana.conftest import NOW
 from tests.peers.grafana.build import ask, build
 from tests.peers.install import UnavailableError
@@ -56,7 +61,7 @@ TYPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What the emulator says to one query of a dashboard."""
+    """What the emulator says to one query."""
 
     where: str
     query: dict[str, object]
@@ -87,9 +92,10 @@ def grafana(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grafana]:
     store = Store(f"chdb://{engine.data_dir / 'clickhouse'}")
     migrate(store, ManualClock())
     seed_usage.seed(store, NOW)
-    seed_operations.seed_operations(store, NOW)
+    # Whatever an alert can be about.
+    seed_operations.seed_operations(store, NOW, sick=list(Sickness))
     _, key = ApiKeys(store, ManualClock()).create(name="grafana", scopes=[Scope.QUERY])
-    asked = list(emulated(store))
+    asked = [*emulated(store), *alerting(store)]
     store.close()
     engine.start()
     host, _, port = engine.clickhouse.partition(":")
@@ -123,6 +129,32 @@ def emulated(store: Store) -> Iterator[Asked]:
                     "format": 0 if is_series else 1,
                     "fromMs": context.time.begin_ms,
                     "toMs": context.time.end_ms,
+                },
+                frame=frame.to_json() if frame else None,
+            )
+
+
+def alerting(store: Store) -> Iterator[Asked]:
+    """Every query of every alert rule, and its frame."""
+    source = Source(store)
+    for uid, rule in RULES.items():
+        for one in rule["data"]:
+            if "rawSql" not in one["model"]:
+                continue
+            window = one["relativeTimeRange"]
+            begin, end = (NOW - timedelta(seconds=window[name]) for name in ("from", "to"))
+            shown = TimeRange(begin, end)
+            frame = source(one, NOW)
+            yield Asked(
+                where=f"{uid} {one['refId']}",
+                query={
+                    "refId": f"{uid}-{one['refId']}",
+                    "rawSql": expand_backend(
+                        one["model"]["rawSql"], shown, one["model"]["intervalMs"]
+                    ),
+                    "format": one["model"]["format"],
+                    "fromMs": shown.begin_ms,
+                    "toMs": shown.end_ms,
                 },
                 frame=frame.to_json() if frame else None,
             )
@@ -192,12 +224,13 @@ def test_a_deadline_ends_a_query(grafana: Grafana) -> None:
     assert late["isLate"], late
 
 
-def test_every_query_of_the_dashboards_gets_the_frames_that_the_emulator_says(
+def test_every_query_of_dashboards_and_alerts_gets_the_frames_that_the_emulator_says(
     grafana: Grafana,
 ) -> None:
     found = ask(grafana.program, grafana.server, queries=[one.query for one in grafana.asked])
 
-    assert len(found["responses"]) == len(grafana.asked) > 100
+    assert len(found["responses"]) == len(grafana.asked) > 150
+    assert sum(one.frame is not None for one in grafana.asked) > 120
     faults = {
         one.where: fault
         for one in grafana.asked
