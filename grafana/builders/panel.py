@@ -89,7 +89,7 @@ class Column:
 
     Attributes:
         name: Of the column in the answer; what else it names, `matcher` says.
-        matcher: Grafana's id of it: byName, or byFrameRefID for all that one query answers.
+        matcher: Grafana's id of it: byName, byFrameRefID for all that one query answers, byRegexp, byType.
         title: Its header; None: its name.
         unit: Grafana's id of it; None: that of the panel.
         decimals: Digits behind the point.
@@ -106,7 +106,7 @@ class Column:
     """
 
     name: str
-    matcher: Literal["byName", "byFrameRefID", "byRegexp"] = "byName"
+    matcher: Literal["byName", "byFrameRefID", "byRegexp", "byType"] = "byName"
     title: str | None = None
     unit: str | None = None
     decimals: int | None = None

@@ -5,7 +5,7 @@ bars for usage and lines for levels, so that the dashboards read as one.
 """
 
 from collections.abc import Sequence
-from typing import Literal, Unpack
+from typing import Final, Literal, Unpack
 
 from grafana_foundation_sdk.models import barchart as sdk_barchart
 from grafana_foundation_sdk.models import bargauge as sdk_bargauge
@@ -16,7 +16,20 @@ from grafana_foundation_sdk.models import stat as sdk_stat
 from grafana_foundation_sdk.models import table as sdk_table
 from grafana_foundation_sdk.models import timeseries as sdk_timeseries
 
-from grafana.builders.panel import Common, Panel, Target
+from grafana.builders.panel import MUTED, Column, Common, Panel, Target
+
+_NOTHING: Final = "\N{EN DASH}"
+_NULL: Final = {
+    "type": "special",
+    "options": {"match": "null", "result": {"text": _NOTHING, "color": MUTED, "index": 0}},
+}
+_ANY_TABLE: Final = (
+    # `no_value` is for a panel without rows; in a cell it would stand in place of each empty value.
+    Column(name="/.*/", matcher="byRegexp", properties={"noValue": _NOTHING, "mappings": [_NULL]}),
+    Column(name="/^meter$/", matcher="byRegexp", properties={"custom.width": 180}),
+    Column(name="time", matcher="byType", properties={"custom.width": 165}),
+)
+"""What holds in all tables, before a table's own columns. Columns share what is left, and are 150 wide at least where `min_width` says nothing."""
 
 
 def stat(
@@ -45,6 +58,7 @@ def stat(
         "good": common.PercentChangeColorMode.STANDARD,
         "bad": common.PercentChangeColorMode.INVERTED,
     }[change_is]
+    sized = _sized(given, 4, 4)
     options = sdk_stat.Options(
         graph_mode=common.BigValueGraphMode.AREA if series else common.BigValueGraphMode.NONE,
         color_mode=common.BigValueColorMode.BACKGROUND
@@ -57,12 +71,17 @@ def stat(
         percent_change_color_mode=change,
         reduce_options=_last(fields),
         orientation=common.VizOrientation.AUTO,
+        # The same in all stats: left alone, each takes the size that fills its panel.
+        text=common.VizTextDisplayOptions(
+            value_size=40 if sized["width"] >= 4 else 28,
+            percent_size=16 if percent_change else None,
+        ),
     )
     return Panel(
         kind="stat",
         targets=(Target(sql=sql, series=series),),
         options=options,
-        **_sized(given, 4, 4),
+        **sized,
     )
 
 
@@ -72,7 +91,6 @@ def timeseries(
     bars: bool = False,
     stacked: bool = False,
     legend: Sequence[str] = ("sum", "max"),
-    legend_right: bool = False,
     axis_label: str | None = None,
     threshold_line: bool = False,
     **given: Unpack[Common],
@@ -83,8 +101,8 @@ def timeseries(
         sql: Time first and ascending, then text columns (labels), then numbers; or several such queries.
         bars: Bars instead of lines.
         stacked: On top of each other; for parts of one whole only.
-        legend: Figures beside each name; none: names alone.
-        legend_right: It stands at the right, else below.
+        legend: Figures beside each name; none: names alone. A wide panel has them at its right, where there is room for
+            more than three series; a narrow one has names alone, below.
         axis_label: What the axis counts.
         threshold_line: Thresholds are drawn as dashed lines.
         **given: See `Panel`.
@@ -94,7 +112,7 @@ def timeseries(
     custom = common.GraphFieldConfig(
         draw_style=common.GraphDrawStyle.BARS if bars else common.GraphDrawStyle.LINE,
         line_interpolation=common.LineInterpolation.LINEAR,
-        line_width=1 if bars else 2,
+        line_width=1,
         fill_opacity=80 if bars else 10,
         gradient_mode=common.GraphGradientMode.NONE,
         show_points=common.VisibilityMode.NEVER if bars else common.VisibilityMode.AUTO,
@@ -108,8 +126,10 @@ def timeseries(
             mode=lines.DASHED if threshold_line else lines.OFF
         ),
     )
+    sized = _sized(given, 12, 9)
+    is_wide = sized["width"] >= 12
     options = sdk_timeseries.Options(
-        legend=_legend(legend, right=legend_right),
+        legend=_legend(legend if is_wide else (), right=is_wide),
         tooltip=common.VizTooltipOptions(
             mode=common.TooltipDisplayMode.MULTI, sort=common.SortOrder.DESCENDING
         ),
@@ -119,8 +139,8 @@ def timeseries(
         targets=targets,
         options=options,
         custom=custom,
-        color_mode=sdk.FieldColorModeId.PALETTE_CLASSIC_BY_NAME,
-        **_sized(given, 12, 9),
+        color_mode=sdk.FieldColorModeId.PALETTE_CLASSIC,
+        **sized,
     )
 
 
@@ -130,6 +150,7 @@ def table(
     sort: str | None = None,
     ascending: bool = False,
     pages: bool = False,
+    filters: bool = False,
     **given: Unpack[Common],
 ) -> Panel:
     """Rows.
@@ -139,6 +160,7 @@ def table(
         sort: Title of the column that is sorted by; None: the query's order.
         ascending: The smallest first.
         pages: In pages instead of one long list.
+        filters: Each column can be filtered by what is in it.
         **given: See `Panel`.
     """
     options = sdk_table.Options(
@@ -154,28 +176,29 @@ def table(
         cell_options=common.TableAutoCellOptions(),
         align=common.FieldTextAlignment.AUTO,
         inspect=False,
-        filterable=True,
+        filterable=filters,
+        min_width=80,
     )
+    sized = _sized(given, 24, 9)
+    sized["columns"] = (*_ANY_TABLE, *given.get("columns", ()))
     return Panel(
         kind="table",
         targets=(Target(sql=sql),),
         options=options,
         custom=custom,
-        **_sized(given, 24, 9),
+        **sized,
     )
 
 
 def bar_gauge(
     *,
     sql: str,
-    by_name: bool = False,
     **given: Unpack[Common],
 ) -> Panel:
     """A bar for each row, the largest first as the query sorts them.
 
     Args:
         sql: A text column, the bar's name, and one number; with ORDER BY and LIMIT.
-        by_name: Each name has its own colour, the same as in time series; else thresholds colour it.
         **given: See `Panel`.
     """
     options = sdk_bargauge.Options(
@@ -189,6 +212,7 @@ def bar_gauge(
         max_viz_height=40,
         orientation=common.VizOrientation.HORIZONTAL,
         reduce_options=_rows(),
+        text=common.VizTextDisplayOptions(title_size=13, value_size=16),
         legend=common.VizLegendOptions(
             display_mode=common.LegendDisplayMode.LIST,
             placement=common.LegendPlacement.BOTTOM,
@@ -200,9 +224,6 @@ def bar_gauge(
         kind="bargauge",
         targets=(Target(sql=sql),),
         options=options,
-        color_mode=sdk.FieldColorModeId.PALETTE_CLASSIC_BY_NAME
-        if by_name
-        else sdk.FieldColorModeId.THRESHOLDS,
         **_sized(given, 12, 9, minimum=0),
     )
 
@@ -252,7 +273,7 @@ def pie(
         kind="piechart",
         targets=(Target(sql=sql),),
         options=options,
-        color_mode=sdk.FieldColorModeId.PALETTE_CLASSIC_BY_NAME,
+        color_mode=sdk.FieldColorModeId.PALETTE_CLASSIC,
         **_sized(given, 8, 9),
     )
 
@@ -301,7 +322,7 @@ def bar_chart(
         targets=(Target(sql=sql),),
         options=options,
         custom=custom,
-        color_mode=sdk.FieldColorModeId.PALETTE_CLASSIC_BY_NAME
+        color_mode=sdk.FieldColorModeId.PALETTE_CLASSIC
         if legend
         else sdk.FieldColorModeId.THRESHOLDS,
         **_sized(given, 12, 9),

@@ -1,9 +1,9 @@
 """Fragments of SQL that several panels share.
 
 Grafana's macros and variables stand in the text as they are; the plugin, or the page, expands them. A variable
-is a text that anybody may put into an URL, so each stands where it cannot end the literal that it is in: ids by
-`:singlequote`, which is enough for what may be in an id, and free text by `:percentencode`, which leaves no quote
-and no backslash.
+is a text that anybody may put into an URL, and Grafana's formats for SQL escape no backslash, so that it could end
+the literal that it is in. So each is percent-encoded, which leaves no quote and no backslash, and decoded by the
+engine, once, before it reads: the sort key is used as with a literal.
 """
 
 from typing import Final
@@ -47,19 +47,29 @@ ROLLUP_NOTE: Final = (
 """What rollups cannot take back, for descriptions."""
 
 
-def chosen(column: str, variable: str) -> str:
-    """Condition: `column` is one of the values that are chosen in `variable`, which may be All."""
-    return f"$__conditionalAll({column} IN (${{{variable}:singlequote}}), ${variable})"
+def text(variable: str) -> str:
+    """The one text of a variable, as a string. Percent-encoded it holds no quote and no backslash."""
+    return f"decodeURLComponent('${{{variable}:percentencode}}')"
+
+
+def texts(variable: str) -> str:
+    """What is chosen in a variable, as an array. Of several Grafana encodes `{one,other}`; ids have no such signs."""
+    return f"extractAll({text(variable)}, '[^{{}},]+')"
 
 
 def equals(column: str, variable: str) -> str:
     """Condition: `column` is the one value of `variable`."""
-    return f"{column} = ${{{variable}:singlequote}}"
+    return f"{column} = {text(variable)}"
 
 
-def text(variable: str) -> str:
-    """The free text of a text box, as a string. Percent-encoded it holds no quote and no backslash."""
-    return f"decodeURLComponent('${{{variable}:percentencode}}')"
+def is_one_of(column: str, variable: str) -> str:
+    """Condition: `column` is one of the values that are chosen, each of them by name."""
+    return f"{column} IN ({texts(variable)})"
+
+
+def chosen(column: str, variable: str) -> str:
+    """Condition: `column` is one of the values that are chosen in `variable`, which may be All."""
+    return f"$__conditionalAll({is_one_of(column, variable)}, ${variable})"
 
 
 TENANT: Final = chosen("tenant_id", "tenant")

@@ -155,7 +155,6 @@ def measurements_panel(width: int = 24) -> Panel:
         no_value=NO_USAGE,
         bars=True,
         stacked=True,
-        legend_right=True,
         display_name="${__field.labels.meter}",
         width=width,
         height=9,
@@ -197,7 +196,6 @@ def over_time_panel(
         bars=True,
         stacked=True,
         legend=("max", "lastNotNull"),
-        legend_right=True,
         display_name=f"${{__field.labels.{name}}}",
         data_links=links,
         columns=(
@@ -228,7 +226,6 @@ def largest_panel(
         sql=usage_sql.largest(label, name, f"{sql.TENANT} AND {usage_sql.ONE_METER}"),
         unit="short",
         no_value=NO_USAGE,
-        by_name=True,
         data_links=links,
         width=width,
         height=9,

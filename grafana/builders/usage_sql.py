@@ -9,7 +9,7 @@ _MONTH_END: Final = "toDateTime(addMonths(toStartOfMonth($__toTime, 'UTC'), 1), 
 _LAST_MONTH: Final = "toDateTime(addMonths(toStartOfMonth($__toTime, 'UTC'), -1), 'UTC')"
 _TODAY: Final = "toStartOfDay($__toTime, 'UTC')"
 
-ONE_METER: Final = "meter IN (${meter:singlequote})"
+ONE_METER: Final = sql.is_one_of("meter", "meter")
 """The meter of a repeated row. `$__conditionalAll` would look at the choice at the top, which may be All."""
 
 

@@ -227,6 +227,17 @@ def _share_of(used: Decimal, share: float) -> Decimal:
 
 
 def _write_keys(store: Store, made: Sequence[Key], now: datetime) -> None:
+    # A revocation, and a later use, are later rows: those before are there until the engine merges them.
+    store.execute(f"SYSTEM STOP MERGES {tables.API_KEYS}")
+    store.execute(f"SYSTEM STOP MERGES {tables.API_KEY_USE}")
+    before = [key._replace(revoked=None) for key in made]
+    _write_key_rows(store, before, f"keys before {now}")
+    _write_key_rows(store, made, f"keys {now}")
+    _write_key_use(store, made, timedelta(hours=3), f"key use before {now}")
+    _write_key_use(store, made, timedelta(0), f"key use {now}")
+
+
+def _write_key_rows(store: Store, made: Sequence[Key], token: str) -> None:
     rows = pa.table(
         {
             "key_id": [key.key_id for key in made],
@@ -243,26 +254,36 @@ def _write_keys(store: Store, made: Sequence[Key], now: datetime) -> None:
             "replaced_ends_at": _times([key.replaced_ends for key in made]),
         }
     )
-    store.insert(tables.API_KEYS, rows, token=f"keys {now}")
-    used = [key for key in made if key.last_used]
+    store.insert(tables.API_KEYS, rows, token=token)
+
+
+def _write_key_use(store: Store, made: Sequence[Key], ago: timedelta, token: str) -> None:
+    used = [(key.key_id, key.last_used - ago) for key in made if key.last_used]
     rows = pa.table(
         {
-            "key_id": [key.key_id for key in used],
-            "last_used_at": _times([key.last_used for key in used]),
+            "key_id": [key_id for key_id, _ in used],
+            "last_used_at": _times([at for _, at in used]),
         }
     )
-    store.insert(tables.API_KEY_USE, rows, token=f"key use {now}")
+    store.insert(tables.API_KEY_USE, rows, token=token)
 
 
 def _write_quotas(store: Store, made: Sequence[Quota], now: datetime) -> None:
-    filters = [json.dumps(one.filter or {}) for one in made]
-    usage = pa.table(
+    store.execute(f"SYSTEM STOP MERGES {tables.QUOTA_USAGE}")
+    earlier = [one._replace(used=one.used / 2, is_deleted=False) for one in made]
+    _write_quota_usage(store, earlier, now - timedelta(hours=1))
+    _write_quota_usage(store, made, now)
+    _write_quota_definitions(store, made, now)
+
+
+def _write_quota_usage(store: Store, made: Sequence[Quota], at: datetime) -> None:
+    rows = pa.table(
         {
             "tenant_id": [one.tenant for one in made],
             "meter": [one.meter for one in made],
             "quota_id": [one.quota_id for one in made],
             "is_default": [one.is_default for one in made],
-            "filter": filters,
+            "filter": [json.dumps(one.filter or {}) for one in made],
             "period": [one.period for one in made],
             "period_start": _times([one.start for one in made], "ms"),
             "period_end": _times([one.end for one in made], "ms"),
@@ -270,11 +291,14 @@ def _write_quotas(store: Store, made: Sequence[Quota], now: datetime) -> None:
             "quantity_limit": _decimals([one.limit for one in made]),
             "quantity_grace": _decimals([_ZERO] * len(made)),
             "quantity_used": _decimals([one.used for one in made]),
-            "updated_at": _times([min(one.end or now, now) for one in made], "ms"),
+            "updated_at": _times([at] * len(made), "ms"),
             "is_deleted": [one.is_deleted for one in made],
         }
     )
-    store.insert(tables.QUOTA_USAGE, usage, token=f"quota usage {now}")
+    store.insert(tables.QUOTA_USAGE, rows, token=f"quota usage {at}")
+
+
+def _write_quota_definitions(store: Store, made: Sequence[Quota], now: datetime) -> None:
     known = list({one.quota_id: one for one in made}.values())
     since = _times([now - 100 * _DAY] * len(known))
     definitions = pa.table(

@@ -53,11 +53,16 @@ def build() -> Dashboard:
         rows=(
             Row(
                 panels=(
-                    _count("Events", "Events that match.", "count()", "events"),
+                    _count("Events", "Events of the chosen time that match.", "count()", "events"),
                     _count(
-                        "Tenants", "Tenants of these events.", "uniqExact(tenant_id)", "tenants"
+                        "Tenants",
+                        "Tenants of the events that match.",
+                        "uniqExact(tenant_id)",
+                        "tenants",
                     ),
-                    _count("Meters", "Meters of these events.", "uniqExact(meter)", "meters"),
+                    _count(
+                        "Meters", "Meters of the events that match.", "uniqExact(meter)", "meters"
+                    ),
                     _corrected(),
                     _histogram(),
                 )
@@ -105,7 +110,6 @@ def _histogram() -> Panel:
         no_value=_NONE,
         bars=True,
         stacked=True,
-        legend_right=True,
         decimals=0,
         display_name="${__field.labels.meter}",
         width=24,
@@ -115,6 +119,7 @@ def _histogram() -> Panel:
 
 def _table() -> Panel:
     return table(
+        filters=True,
         title="Events, the newest first",
         description="The newest 200 that match. A click on an id shows the whole event below.",
         sql=(

@@ -229,7 +229,6 @@ def _by_tenant() -> tuple[Panel, ...]:
             data_links=(_TO_TENANT,),
             unit="short",
             no_value=EMPTY,
-            by_name=True,
             width=8,
         ),
         table(

@@ -47,6 +47,7 @@ def build() -> Dashboard:
             Row(
                 title="$meter",
                 repeat="meter",
+                collapsed=True,
                 panels=(
                     usage_panels.over_time_panel(
                         label="toString(tenant_id)",

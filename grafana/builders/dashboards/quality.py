@@ -248,7 +248,6 @@ def _times() -> tuple[Panel, ...]:
             ),
             x="step",
             unit="short",
-            decimals=0,
             no_value="No usage in this time",
             width=12,
         ),

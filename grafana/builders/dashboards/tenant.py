@@ -62,6 +62,7 @@ def build() -> Dashboard:
             Row(
                 title="$meter by $dimension",
                 repeat="meter",
+                collapsed=True,
                 panels=(
                     usage_panels.over_time_panel(
                         label=_LABEL,
