@@ -25,18 +25,18 @@ FROM (
         toString(u.tenant_id) AS tenant_id,
         toString(u.meter) AS meter,
         any(d.aggregation) IN ('', 'sum') AS is_sum,
-        toInt64(sumIf(u.quantity_count, u.window_start = hour_start)) AS measurements,
+        toFloat64(toInt64(sumIf(u.quantity_count, u.window_start = hour_start))) AS measurements,
         uniqExactIf(toDate(u.window_start, 'UTC'), u.window_start < hour_start) AS days,
         if(is_sum, toFloat64(sumIf(u.quantity_sum, u.window_start = hour_start)), measurements) AS latest,
         if(
             is_sum,
             toFloat64(sumIf(u.quantity_sum, u.window_start < hour_start AND toHour(u.window_start, 'UTC') = toHour(hour_start, 'UTC'))),
-            toInt64(sumIf(u.quantity_count, u.window_start < hour_start AND toHour(u.window_start, 'UTC') = toHour(hour_start, 'UTC')))
+            toFloat64(toInt64(sumIf(u.quantity_count, u.window_start < hour_start AND toHour(u.window_start, 'UTC') = toHour(hour_start, 'UTC'))))
         ) / 7 AS same_hours,
         if(
             is_sum,
             toFloat64(sumIf(u.quantity_sum, u.window_start < hour_start)),
-            toInt64(sumIf(u.quantity_count, u.window_start < hour_start))
+            toFloat64(toInt64(sumIf(u.quantity_count, u.window_start < hour_start)))
         ) / 168 AS all_hours
     FROM metering.usage_hour AS u
     LEFT ANY JOIN (
