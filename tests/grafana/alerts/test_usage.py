@@ -2,7 +2,7 @@
 
 from receiver.store import tables
 from receiver.store.client import Store
-from tests.grafana.alerts.engine import DAY, HOUR, NOW, fires, hours, silent
+from tests.grafana.alerts.engine import DAY, NOW, fires, hours, silent
 
 USER = {"tenant_id": "acme", "meter": "api.calls"}
 
@@ -103,13 +103,24 @@ def test_usage_that_is_taken_back_is_none(store: Store) -> None:
     fires(store, "metering-usage-stopped", USER)
 
 
-def test_who_never_works_at_this_time_has_not_stopped(store: Store) -> None:
-    """On a Saturday: at work from Monday to Friday."""
-    hours(store, 1, start=170, end=24, only="toDayOfWeek(hour) <= 5")
-    hours(store, 1, tenant="globex", start=170, end=0)
-    hours(store, 1, tenant="night", start=170, end=3, only="toHour(hour) < 9")
+SATURDAY = NOW + DAY
 
-    silent(store, "metering-usage-stopped", start=NOW + DAY, length=HOUR)
+
+def test_who_does_not_work_on_this_day_has_not_stopped(store: Store) -> None:
+    """On all of the last five days, and not a week ago."""
+    hours(store, 1, start=170, end=0, only="toDayOfWeek(hour) <= 5", now=SATURDAY)
+    hours(store, 1, tenant="globex", start=170, end=0, now=SATURDAY)
+
+    silent(store, "metering-usage-stopped", start=SATURDAY)
+
+
+def test_who_seldom_works_at_this_hour_has_not_stopped(store: Store) -> None:
+    """A week ago, and else at night."""
+    hours(store, 1, start=170, end=168)
+    hours(store, 1, start=170, end=3, only="toHour(hour) < 9")
+    hours(store, 1, tenant="globex", start=170, end=0)
+
+    silent(store, "metering-usage-stopped")
 
 
 def test_while_nobody_uses_anything_nobody_has_stopped(store: Store) -> None:
