@@ -148,7 +148,7 @@ def _quota_gauges() -> Panel:
         steps=USED,
         maximum=1,
         decimals=0,
-        width=12,
+        width=9,
         height=8,
     )
 
@@ -169,7 +169,7 @@ def _quota_table() -> Panel:
         unit="locale",
         no_value="-",
         columns=(
-            Column(name="quota", title="Quota"),
+            Column(name="quota", title="Quota", width=240),
             Column(name="enforcement", title="Kind", width=70),
             Column(name="used", title="Used"),
             Column(name="quota_limit", title="Limit"),
@@ -185,7 +185,7 @@ def _quota_table() -> Panel:
             Column(name="remaining", title="Remaining"),
             Column(name="resets_at", title="Begins anew", unit="dateTimeAsIso", width=170),
         ),
-        width=12,
+        width=15,
         height=8,
     )
 
@@ -221,13 +221,13 @@ def _last_events() -> Panel:
         columns=(
             Column(name="time", title="Time", unit="dateTimeAsIso", width=170),
             Column(name="meter", title="Meter", links=(_TO_EVENTS,)),
-            Column(name="quantity", title="Quantity"),
-            Column(name="service", title="Service"),
+            Column(name="quantity", title="Quantity", width=130),
+            Column(name="service", title="Service", width=120),
             Column(name="dimensions", title="Dimensions"),
             Column(
                 name="event",
                 title="Event",
-                width=310,
+                width=335,
                 links=(
                     dashboard_link(
                         "This event",
