@@ -243,10 +243,10 @@ def test_how_long_quotas_last(store: Store) -> None:
 
     found = rows(store, QUOTA, "Time until a quota is used up", last(1))
 
-    assert {(row["tenant"], row["meter"], row["filter"] != "") for row in found} == set(mine)
+    assert {(row["tenant"], row["meter"], row["shown_filter"] != "") for row in found} == set(mine)
     assert [row["lasts"] for row in found] == sorted(row["lasts"] for row in found)
     for row in found:
-        quota = mine[row["tenant"], row["meter"], row["filter"] != ""]
+        quota = mine[row["tenant"], row["meter"], row["shown_filter"] != ""]
         left, limit = float(quota.limit - quota.used), float(quota.limit)
         assert row["lasts"] == approx(left / per_second(quota))
         if quota.end is None:
@@ -337,7 +337,7 @@ def test_figures_of_keys(store: Store) -> None:
     reasons = of_keys("refused", 24, "reason")
     assert value(store, KEY, "Refused attempts", time) == reasons.total()
     assert value(store, KEY, "With revoked keys", time) == reasons["revoked"] == 120
-    assert value(store, KEY, "Let through though revoked", time) == 0
+    assert value(store, KEY, "Revoked, let in", time) == 0
 
 
 def test_every_key_with_its_state_use_and_traffic(store: Store) -> None:

@@ -75,12 +75,12 @@ _TO_TENANT = dashboard_link(
 )
 _TENANT = Column(name="tenant", title="Tenant", links=(_TO_TENANT,))
 _METER = Column(name="meter", title="Meter")
-_FILTER = Column(name="filter", title="Only where")
+_FILTER = Column(name="shown_filter", title="Only where")
 _SHARE = Column(
     name="share", title="Used", unit="percentunit", decimals=1, cell="gauge", steps=USED, maximum=1
 )
 _SHORT: Steps = ((None, BAD), (86_400, WARNING), (7 * 86_400, GOOD))
-_SHOWN_FILTER = "if(filter = '{}', '', filter) AS filter"
+_SHOWN_FILTER = "replaceRegexpAll(filter, '[][{}\"]', '') AS shown_filter"
 
 
 def build() -> Dashboard:
@@ -129,7 +129,7 @@ def _count(title: str, text: str, query: str, steps: Steps) -> Panel:
 
 def _figures() -> tuple[Panel, ...]:
     counted = f"FROM {IN_FORCE} HAVING count() > 0"
-    is_early = f"share < 1 AND lasts < {_TO_END}"
+    is_early = f"lasts < {_TO_END}"
     return (
         _count(
             "Quotas in force",
