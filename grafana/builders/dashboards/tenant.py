@@ -70,7 +70,7 @@ def build() -> Dashboard:
                         name="value",
                         title="Usage by $dimension over time",
                         by="the chosen dimension",
-                        width=12,
+                        width=16,
                     ),
                     usage_panels.largest_panel(
                         label=_LABEL,
@@ -149,7 +149,7 @@ def _quota_gauges() -> Panel:
         steps=USED,
         maximum=1,
         decimals=0,
-        width=12,
+        width=8,
         height=8,
     )
 
@@ -228,7 +228,7 @@ def _last_events() -> Panel:
             Column(
                 name="event",
                 title="Event",
-                width=310,
+                width=325,
                 links=(
                     dashboard_link(
                         "This event",
