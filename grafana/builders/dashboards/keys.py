@@ -189,11 +189,11 @@ def _all() -> Panel:
         no_value=NO_KEYS,
         height=12,
         columns=(
-            Column(name="key_id", title="Key", width=140),
-            Column(name="name", title="Name", width=150),
+            Column(name="key_id", title="Key", width=125),
+            Column(name="name", title="Name", width=135),
             Column(name="state", title="State", cell="color-text", mappings=_STATES, width=90),
-            Column(name="scopes", title="May", width=130),
-            Column(name="tenant", title="Only tenant", width=110, links=(_TO_TENANT,)),
+            Column(name="scopes", title="May", width=125),
+            Column(name="tenant", title="Only tenant", width=100, links=(_TO_TENANT,)),
             Column(name="requests", title="Requests", unit="short", width=90),
             Column(
                 name="refused",
@@ -348,6 +348,7 @@ def _refused() -> tuple[Panel, ...]:
             unit="short",
             no_value=empty,
             width=24,
+            height=6,
             columns=(
                 Column(name="key", title="Key"),
                 Column(name="name", title="Name"),
@@ -372,6 +373,7 @@ def _audit() -> Panel:
             "ORDER BY time DESC, audit_id LIMIT 200"
         ),
         unit="short",
+        height=6,
         no_value="No key was changed in this time",
         columns=(
             Column(name="time", title="When"),
