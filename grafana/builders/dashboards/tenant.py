@@ -18,7 +18,8 @@ _TO_EVENTS: Final = dashboard_link(
     values={"meter": "${__data.fields.meter}"},
 )
 _QUOTA_NAME: Final = (
-    "concat(toString(meter), ' per ', toString(period), if(filter = '{}', '', concat(' ', filter)))"
+    "concat(toString(meter), ' per ', toString(period), if(filter = '{}', '', concat(', ', arrayStringConcat(arrayMap(name -> arrayStringConcat("
+    "JSONExtract(filter, name, 'Array(String)'), ', '), JSONExtractKeys(filter)), ', '))))"
 )
 
 
@@ -69,7 +70,7 @@ def build() -> Dashboard:
                         name="value",
                         title="Usage by $dimension over time",
                         by="the chosen dimension",
-                        width=12,
+                        width=16,
                     ),
                     usage_panels.largest_panel(
                         label=_LABEL,
@@ -183,7 +184,7 @@ def _quota_table() -> Panel:
                 width=70,
             ),
             Column(name="remaining", title="Remaining"),
-            Column(name="resets_at", title="Begins anew", unit="dateTimeAsIso", width=170),
+            Column(name="resets_at", title="Begins anew", unit="dateTimeAsIso", width=150),
         ),
         width=15,
         height=8,
@@ -219,7 +220,7 @@ def _last_events() -> Panel:
         no_value="-",
         pages=True,
         columns=(
-            Column(name="time", title="Time", unit="dateTimeAsIso", width=170),
+            Column(name="time", title="Time", unit="dateTimeAsIso", width=150),
             Column(name="meter", title="Meter", links=(_TO_EVENTS,)),
             Column(name="quantity", title="Quantity", width=130),
             Column(name="service", title="Service", width=120),
