@@ -14,7 +14,8 @@ from grafana.builders.alerting.rule import (
 )
 
 # What is compared is the sum; of a meter that is not a sum, how often it was measured. With the same hours of the
-# week before, so that what happens every night is no spike, and with the mean hour, so that a quiet hour is none.
+# week before, so that what happens every night is no spike; with the mean hour, so that a quiet hour is none; and
+# it has to be the largest of that week, or every tenant with few events would have one now and then.
 _SPIKE: Final = """
 WITH
     toStartOfHour($__toTime, 'UTC') AS hour_end,
@@ -22,30 +23,31 @@ WITH
 SELECT tenant_id, meter, latest / greatest(same_hours, all_hours) AS value
 FROM (
     SELECT
-        toString(u.tenant_id) AS tenant_id,
-        toString(u.meter) AS meter,
-        any(d.aggregation) IN ('', 'sum') AS is_sum,
-        toInt64(sumIf(u.quantity_count, u.window_start = hour_start)) AS measurements,
-        uniqExactIf(toDate(u.window_start, 'UTC'), u.window_start < hour_start) AS days,
-        if(is_sum, toFloat64(sumIf(u.quantity_sum, u.window_start = hour_start)), measurements) AS latest,
-        if(
-            is_sum,
-            toFloat64(sumIf(u.quantity_sum, u.window_start < hour_start AND toHour(u.window_start, 'UTC') = toHour(hour_start, 'UTC'))),
-            toInt64(sumIf(u.quantity_count, u.window_start < hour_start AND toHour(u.window_start, 'UTC') = toHour(hour_start, 'UTC')))
-        ) / 7 AS same_hours,
-        if(
-            is_sum,
-            toFloat64(sumIf(u.quantity_sum, u.window_start < hour_start)),
-            toInt64(sumIf(u.quantity_count, u.window_start < hour_start))
-        ) / 168 AS all_hours
-    FROM metering.usage_hour AS u
-    LEFT ANY JOIN (
-        SELECT meter, toString(aggregation) AS aggregation FROM metering.meter_definitions FINAL WHERE NOT is_deleted
-    ) AS d ON d.meter = u.meter
-    WHERE u.window_start >= hour_start - INTERVAL 7 DAY AND u.window_start < hour_end
-    GROUP BY u.tenant_id, u.meter
+        tenant_id,
+        meter,
+        sumIf(amount, hour = hour_start) AS latest,
+        sumIf(measurements, hour = hour_start) AS measured,
+        uniqExactIf(toDate(hour, 'UTC'), hour < hour_start) AS days,
+        sumIf(amount, hour < hour_start AND toHour(hour, 'UTC') = toHour(hour_start, 'UTC')) / 7 AS same_hours,
+        sumIf(amount, hour < hour_start) / 168 AS all_hours,
+        maxIf(amount, hour < hour_start) AS largest
+    FROM (
+        SELECT
+            toString(u.tenant_id) AS tenant_id,
+            toString(u.meter) AS meter,
+            u.window_start AS hour,
+            toFloat64(toInt64(sum(u.quantity_count))) AS measurements,
+            if(any(d.aggregation) IN ('', 'sum'), toFloat64(sum(u.quantity_sum)), measurements) AS amount
+        FROM metering.usage_hour AS u
+        LEFT ANY JOIN (
+            SELECT meter, toString(aggregation) AS aggregation FROM metering.meter_definitions FINAL WHERE NOT is_deleted
+        ) AS d ON d.meter = u.meter
+        WHERE u.window_start >= hour_start - INTERVAL 7 DAY AND u.window_start < hour_end
+        GROUP BY u.tenant_id, u.meter, u.window_start
+    )
+    GROUP BY tenant_id, meter
 )
-WHERE measurements >= 10 AND days >= 4 AND all_hours > 0 AND value >= 1.5
+WHERE measured >= 10 AND days >= 4 AND all_hours > 0 AND latest > largest AND value >= 1.5
 ORDER BY value DESC, tenant_id, meter
 LIMIT 1000
 """

@@ -82,6 +82,7 @@ def _flow(title: str, text: str, query: str, unit: str, width: int = 8) -> Panel
         columns=_COLORS,
         interval="1m",
         width=width,
+        height=7,
     )
 
 
@@ -97,6 +98,7 @@ def _bars(title: str, text: str, query: str, width: int = 8) -> Panel:
         display_name="${__field.labels.label}",
         interval="1m",
         width=width,
+        height=7,
     )
 
 
@@ -113,6 +115,7 @@ def _lines(
         display_name="${__field.labels.label}",
         interval="1m",
         width=width,
+        height=7,
         steps=steps,
         threshold_line=steps is not PLAIN,
     )
@@ -192,6 +195,7 @@ def _ingest() -> tuple[Panel, ...]:
             interval="1m",
             links=(quality,),
             width=8,
+            height=7,
         ),
         timeseries(
             title="Duplicates over time",
@@ -207,6 +211,7 @@ def _ingest() -> tuple[Panel, ...]:
             legend=("mean", "max"),
             interval="1m",
             width=8,
+            height=7,
         ),
         _bars(
             "Corrections",
@@ -230,6 +235,7 @@ def _ingest() -> tuple[Panel, ...]:
             unit="short",
             no_value="No key did in this time",
             width=8,
+            height=7,
             columns=(
                 Column(
                     name="key_id",
@@ -237,7 +243,7 @@ def _ingest() -> tuple[Panel, ...]:
                     links=(dashboard_link("API keys", "metering-keys"),),
                 ),
                 Column(name="name", title="Name"),
-                Column(name="items", title="Uses", unit="short"),
+                Column(name="items", title="Uses", unit="short", width=80),
                 Column(name="last_at", title="Last", unit="dateTimeFromNow"),
             ),
         ),
@@ -342,6 +348,7 @@ def _rest() -> tuple[Panel, ...]:
             columns=(Column(name="wrong", color=BAD),),
             interval="1m",
             width=8,
+            height=7,
         ),
         _bars(
             "Quota counters",
@@ -372,6 +379,6 @@ def _rest() -> tuple[Panel, ...]:
             no_value="None",
             steps=((None, MUTED), (1, WARNING)),
             width=8,
-            height=9,
+            height=7,
         ),
     )

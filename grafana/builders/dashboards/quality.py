@@ -173,8 +173,8 @@ def _reconciliation() -> tuple[Panel, ...]:
             width=14,
             columns=(
                 METER,
-                Column(name="raw_quantity", title="Events", unit="short"),
-                Column(name="rolled_quantity", title="Rollup", unit="short"),
+                Column(name="raw_quantity", title="Events", unit="short", width=100),
+                Column(name="rolled_quantity", title="Rollup", unit="short", width=100),
                 Column(
                     name="difference",
                     title="Differ by",
@@ -182,11 +182,11 @@ def _reconciliation() -> tuple[Panel, ...]:
                     cell="color-text",
                     steps=differs,
                 ),
-                Column(name="raw_count", title="Measured, events", unit="short"),
-                Column(name="rolled_count", title="Measured, rollup", unit="short"),
+                Column(name="raw_count", title="Count, events", unit="short"),
+                Column(name="rolled_count", title="Count, rollup", unit="short"),
                 Column(
                     name="count_difference",
-                    title="Differ by (measured)",
+                    title="Counts differ",
                     unit="none",
                     cell="color-text",
                     steps=differs,
@@ -211,7 +211,7 @@ def _reconciliation() -> tuple[Panel, ...]:
                 Column(name="difference", title="Differ by", cell="color-text", steps=differs),
                 Column(
                     name="count_difference",
-                    title="Differ by (measured)",
+                    title="Counts differ",
                     cell="color-text",
                     steps=differs,
                 ),
@@ -247,7 +247,7 @@ def _times() -> tuple[Panel, ...]:
                 "HAVING count() > 0) ARRAY JOIN counts AS events, steps AS step LIMIT 10"
             ),
             x="step",
-            unit="short",
+            unit="locale",
             no_value="No usage in this time",
             width=12,
         ),
@@ -266,10 +266,12 @@ def _times() -> tuple[Panel, ...]:
             columns=(
                 TENANT,
                 METER,
-                Column(name="late", title="Late events", unit="short"),
-                Column(name="share", title="Of its events", unit="percentunit", decimals=1),
-                Column(name="p99", title="99 % within", unit="s", decimals=1),
-                Column(name="longest", title="Latest", unit="s", decimals=1),
+                Column(name="late", title="Late events", unit="short", width=110),
+                Column(
+                    name="share", title="Of its events", unit="percentunit", decimals=1, width=110
+                ),
+                Column(name="p99", title="99 % within", unit="s", decimals=1, width=110),
+                Column(name="longest", title="Latest", unit="s", decimals=1, width=110),
             ),
         ),
         table(
@@ -284,13 +286,14 @@ def _times() -> tuple[Panel, ...]:
             unit="short",
             no_value="Nothing came ahead of its time",
             width=12,
+            height=6,
             columns=(
                 TENANT,
                 METER,
                 Column(name="service", title="Service"),
-                Column(name="events", title="Events", unit="short"),
-                Column(name="furthest", title="Ahead by up to", unit="s", decimals=1),
-                Column(name="last_at", title="Last", unit="dateTimeFromNow"),
+                Column(name="events", title="Events", unit="short", width=80),
+                Column(name="furthest", title="Ahead by up to", unit="s", decimals=1, width=120),
+                Column(name="last_at", title="Last", unit="dateTimeFromNow", width=120),
             ),
         ),
         table(
@@ -306,10 +309,11 @@ def _times() -> tuple[Panel, ...]:
             unit="short",
             no_value="No time was out of range",
             width=12,
+            height=6,
             columns=(
                 Column(name="service", title="Service"),
                 Column(name="reason", title="Reason"),
-                Column(name="items", title="Items", unit="short"),
+                Column(name="items", title="Items", unit="short", width=80),
                 Column(name="earliest", title="Earliest"),
                 Column(name="latest", title="Latest"),
             ),

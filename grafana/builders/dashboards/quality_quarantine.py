@@ -1,6 +1,7 @@
 """Data quality: what is in quarantine, what nobody defined, and what was corrected."""
 
 from grafana.builders import sql
+from grafana.builders.bars import on_grid
 from grafana.builders.panel import MUTED, NEUTRAL, WARNING, Column, Panel, dashboard_link
 from grafana.builders.panels import table, timeseries
 
@@ -32,17 +33,20 @@ def quarantine() -> tuple[Panel, ...]:
         timeseries(
             title="Into quarantine, by reason",
             description="Items that went into quarantine: valid, and not to be billed as they are.",
-            sql=(
+            sql=on_grid(
                 "SELECT $__timeInterval(ingested_at) AS time, toString(reason) AS reason, toFloat64(count()) AS items "
-                f"FROM {ARRIVED} GROUP BY time, reason ORDER BY time, reason LIMIT 20000"
+                f"FROM {ARRIVED} GROUP BY time, reason",
+                "reason",
+                "items",
             ),
             unit="short",
             no_value=EMPTY_QUARANTINE,
             bars=True,
             stacked=True,
             display_name="${__field.labels.reason}",
-            interval="1m",
+            interval="5m",
             width=12,
+            height=7,
         ),
         table(
             title="What became of it",
@@ -57,6 +61,7 @@ def quarantine() -> tuple[Panel, ...]:
             unit="short",
             no_value=EMPTY_QUARANTINE,
             width=12,
+            height=7,
             columns=(
                 Column(name="reason", title="Reason"),
                 Column(name="items", title="Items", unit="short", width=80),
@@ -86,7 +91,7 @@ def quarantine() -> tuple[Panel, ...]:
             unit="short",
             no_value="No conflicts in this time",
             width=24,
-            height=7,
+            height=6,
             columns=(
                 TENANT,
                 Column(name="item", title="Metric, span or event"),
@@ -119,13 +124,14 @@ def unknown() -> tuple[Panel, ...]:
             unit="short",
             no_value="Every meter with usage has a definition",
             width=12,
+            height=6,
             columns=(
                 METER,
                 Column(name="tenants", title="Tenants", unit="short", width=90),
                 Column(name="quantity", title="Quantity", unit="short"),
                 Column(name="measurements", title="Measurements", unit="short"),
-                Column(name="first_day", title="First day"),
-                Column(name="last_day", title="Last day"),
+                Column(name="first_day", title="First day", unit="time:YYYY-MM-DD", width=105),
+                Column(name="last_day", title="Last day", unit="time:YYYY-MM-DD", width=105),
             ),
         ),
         table(
@@ -141,13 +147,14 @@ def unknown() -> tuple[Panel, ...]:
             unit="short",
             no_value="No unknown meters in quarantine",
             width=12,
+            height=6,
             columns=(
                 Column(name="item", title="Metric, span or event"),
-                Column(name="reason", title="Reason"),
+                Column(name="reason", title="Reason", width=120),
                 Column(name="tenants", title="Tenants", unit="short", width=90),
                 Column(name="items", title="Items", unit="short", width=80),
                 Column(name="open", title="Open", unit="short", width=80),
-                Column(name="last_at", title="Last", unit="dateTimeFromNow"),
+                Column(name="last_at", title="Last", unit="dateTimeFromNow", width=120),
             ),
         ),
         table(
@@ -163,7 +170,7 @@ def unknown() -> tuple[Panel, ...]:
             unit="short",
             no_value="Nothing was corrected",
             width=24,
-            height=7,
+            height=6,
             columns=(
                 TENANT,
                 METER,

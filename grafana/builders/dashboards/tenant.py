@@ -18,7 +18,8 @@ _TO_EVENTS: Final = dashboard_link(
     values={"meter": "${__data.fields.meter}"},
 )
 _QUOTA_NAME: Final = (
-    "concat(toString(meter), ' per ', toString(period), if(filter = '{}', '', concat(' ', filter)))"
+    "concat(toString(meter), ' per ', toString(period), if(filter = '{}', '', concat(', ', arrayStringConcat(arrayMap(name -> arrayStringConcat("
+    "JSONExtract(filter, name, 'Array(String)'), ', '), JSONExtractKeys(filter)), ', '))))"
 )
 
 
@@ -69,7 +70,7 @@ def build() -> Dashboard:
                         name="value",
                         title="Usage by $dimension over time",
                         by="the chosen dimension",
-                        width=12,
+                        width=16,
                     ),
                     usage_panels.largest_panel(
                         label=_LABEL,
@@ -148,7 +149,7 @@ def _quota_gauges() -> Panel:
         steps=USED,
         maximum=1,
         decimals=0,
-        width=12,
+        width=9,
         height=8,
     )
 
@@ -169,7 +170,7 @@ def _quota_table() -> Panel:
         unit="locale",
         no_value="-",
         columns=(
-            Column(name="quota", title="Quota"),
+            Column(name="quota", title="Quota", width=240),
             Column(name="enforcement", title="Kind", width=70),
             Column(name="used", title="Used"),
             Column(name="quota_limit", title="Limit"),
@@ -183,9 +184,9 @@ def _quota_table() -> Panel:
                 width=70,
             ),
             Column(name="remaining", title="Remaining"),
-            Column(name="resets_at", title="Begins anew", unit="dateTimeAsIso", width=170),
+            Column(name="resets_at", title="Begins anew", unit="dateTimeAsIso", width=150),
         ),
-        width=12,
+        width=15,
         height=8,
     )
 
@@ -219,15 +220,15 @@ def _last_events() -> Panel:
         no_value="-",
         pages=True,
         columns=(
-            Column(name="time", title="Time", unit="dateTimeAsIso", width=170),
+            Column(name="time", title="Time", unit="dateTimeAsIso", width=150),
             Column(name="meter", title="Meter", links=(_TO_EVENTS,)),
-            Column(name="quantity", title="Quantity"),
-            Column(name="service", title="Service"),
+            Column(name="quantity", title="Quantity", width=130),
+            Column(name="service", title="Service", width=120),
             Column(name="dimensions", title="Dimensions"),
             Column(
                 name="event",
                 title="Event",
-                width=310,
+                width=335,
                 links=(
                     dashboard_link(
                         "This event",

@@ -169,12 +169,13 @@ def hours(
     start: int,
     end: int,
     only: str = "1",
+    now: datetime = NOW,
 ) -> None:
-    """Usage in each hour from `start` to `end` hours before that of NOW; in the rollup alone."""
+    """Usage in each hour from `start` to `end` hours before that of `now`; in the rollup alone."""
     store.execute(
         f"""
         INSERT INTO {tables.USAGE_HOUR} (tenant_id, meter, window_start, quantity_sum, quantity_count)
-        SELECT '{tenant}', '{meter}', toDateTime('{NOW:%F %H}:00:00', 'UTC') - INTERVAL number HOUR AS hour,
+        SELECT '{tenant}', '{meter}', toDateTime('{now:%F %H}:00:00', 'UTC') - INTERVAL number HOUR AS hour,
             toDecimal128('{quantity}', 9), {count}
         FROM numbers({end}, {start - end + 1}) WHERE {only}
         """

@@ -4,7 +4,7 @@ from grafana.emulator.alert_source import Source
 from grafana.emulator.alerts import Simulation
 from receiver.store import tables
 from receiver.store.client import Store
-from tests.grafana.alerts.engine import DAY, MINUTE, NOW, fires, silent
+from tests.grafana.alerts.engine import DAY, MINUTE, NOW, fires, moment, silent
 from tests.grafana.alerts.files import RULES
 
 
@@ -99,6 +99,29 @@ def test_a_projection_needs_a_fifth_of_the_period(store: Store) -> None:
     quota(store, 30, period_start=f"toDateTime64('{NOW - 3 * DAY:%F %T}', 3, 'UTC')")
 
     silent(store, "metering-quota-overrun")
+
+
+def test_a_projection_is_of_days_weeks_and_months_that_are_now(store: Store) -> None:
+    quota(store, 60, quota_id="'gone'", is_deleted="true")
+    quota(
+        store,
+        60,
+        quota_id="'hourly'",
+        period="'hour'",
+        period_start=moment(NOW - 30 * MINUTE),
+        period_end=moment(NOW + 30 * MINUTE),
+    )
+    quota(
+        store,
+        60,
+        quota_id="'before'",
+        period_start=moment(NOW - 40 * DAY),
+        period_end=moment(NOW - 10 * DAY),
+        updated_at=moment(NOW - 30 * DAY),
+    )
+    quota(store, 60, quota_id="'week'", period="'week'")
+
+    fires(store, "metering-quota-overrun", {**PROJECTED, "quota_id": "week", "period": "week"})
 
 
 def test_a_quota_that_is_used_up_is_not_projected(store: Store) -> None:

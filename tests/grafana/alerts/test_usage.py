@@ -2,7 +2,7 @@
 
 from receiver.store import tables
 from receiver.store.client import Store
-from tests.grafana.alerts.engine import DAY, HOUR, NOW, fires, hours, silent
+from tests.grafana.alerts.engine import DAY, NOW, fires, hours, silent
 
 USER = {"tenant_id": "acme", "meter": "api.calls"}
 
@@ -18,9 +18,44 @@ def test_a_spike_is_more_than_three_times_the_usual(store: Store) -> None:
 
 def test_what_happens_every_day_at_this_hour_is_no_spike(store: Store) -> None:
     hours(store, 10, start=169, end=2)
-    hours(store, 1000, start=169, end=1, only="number % 24 = 1")
+    hours(store, 1000, start=169, end=25, only="number % 24 = 1")
+    hours(store, 1100, start=1, end=1)
 
     silent(store, "metering-usage-spike")
+
+
+def test_a_usual_amount_at_a_quiet_hour_is_no_spike(store: Store) -> None:
+    hours(store, 100, start=169, end=2, only="number % 24 != 1")
+    hours(store, 110, start=1, end=1)
+
+    silent(store, "metering-usage-spike")
+
+
+def test_a_spike_is_the_largest_hour_of_the_week(store: Store) -> None:
+    hours(store, 10, start=169, end=2)
+    hours(store, 400, start=50, end=50)
+    hours(store, 390, start=1, end=1)
+
+    silent(store, "metering-usage-spike")
+
+
+def test_usage_of_more_than_a_week_ago_is_not_compared(store: Store) -> None:
+    hours(store, 10_000, start=200, end=170)
+    hours(store, 100, start=169, end=2)
+    hours(store, 310, start=1, end=1)
+
+    fires(store, "metering-usage-spike", USER)
+
+
+def test_the_definition_of_a_meter_that_is_gone_does_not_count(store: Store) -> None:
+    store.execute(
+        f"INSERT INTO {tables.METER_DEFINITIONS} (meter, aggregation, is_deleted, updated_at) "
+        "SELECT 'api.calls', 'max', true, now64()"
+    )
+    hours(store, 100, start=169, end=2)
+    hours(store, 310, start=1, end=1)
+
+    fires(store, "metering-usage-spike", USER)
 
 
 def test_few_measurements_and_few_days_are_no_spike(store: Store) -> None:
@@ -68,13 +103,24 @@ def test_usage_that_is_taken_back_is_none(store: Store) -> None:
     fires(store, "metering-usage-stopped", USER)
 
 
-def test_who_never_works_at_this_time_has_not_stopped(store: Store) -> None:
-    """On a Saturday: at work from Monday to Friday."""
-    hours(store, 1, start=170, end=24, only="toDayOfWeek(hour) <= 5")
-    hours(store, 1, tenant="globex", start=170, end=0)
-    hours(store, 1, tenant="night", start=170, end=3, only="toHour(hour) < 9")
+SATURDAY = NOW + DAY
 
-    silent(store, "metering-usage-stopped", start=NOW + DAY, length=HOUR)
+
+def test_who_does_not_work_on_this_day_has_not_stopped(store: Store) -> None:
+    """On all of the last five days, and not a week ago."""
+    hours(store, 1, start=170, end=0, only="toDayOfWeek(hour) <= 5", now=SATURDAY)
+    hours(store, 1, tenant="globex", start=170, end=0, now=SATURDAY)
+
+    silent(store, "metering-usage-stopped", start=SATURDAY)
+
+
+def test_who_seldom_works_at_this_hour_has_not_stopped(store: Store) -> None:
+    """A week ago, and else at night."""
+    hours(store, 1, start=170, end=168)
+    hours(store, 1, start=170, end=3, only="toHour(hour) < 9")
+    hours(store, 1, tenant="globex", start=170, end=0)
+
+    silent(store, "metering-usage-stopped")
 
 
 def test_while_nobody_uses_anything_nobody_has_stopped(store: Store) -> None:
