@@ -15,6 +15,7 @@ from query_api.access_log import AccessLog
 from query_api.body import BodyLimit
 from query_api.cors import with_cors
 from query_api.forwarding import Forwarder
+from query_api.key_requests import KeyRequests
 from query_api.placement import PLACES, Place
 from query_api.rate_limits import RateLimits
 from query_api.routes import (
@@ -79,7 +80,9 @@ def create_app(
     app.state.services = services
     app.state.rate_limits = RateLimits(services.clock)
     app.wrap = lambda inner: AccessLog(
-        with_cors(inner, cors_origins), services.clock, is_on=has_access_log
+        KeyRequests(with_cors(inner, cors_origins), services.keys.counts),
+        services.clock,
+        is_on=has_access_log,
     )
     app.add_middleware(BodyLimit)
     problems.install(app)

@@ -19,11 +19,12 @@ from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBea
 from otel_metering.contract.attributes import API_KEY_HEADER
 from otel_metering.contract.event import check_name
 from query_api.access_log import name_key
+from query_api.key_requests import TRANSPORT
 from query_api.problems import ForbiddenError, UnauthenticatedError
 from query_api.rate_limits import RateLimits
 from query_api.services import Services, ServicesDep
-from query_api.tokens import PREFIX, authenticate_token
-from receiver.store.keys import Principal, Scope
+from query_api.tokens import PREFIX, authenticate_token, refusal
+from receiver.store.keys import Principal, Refused, Scope
 
 _METER: Final = "meter"
 
@@ -63,6 +64,7 @@ def identify(request: Request, services: Services, key: str | None) -> Principal
     else:
         principal = services.keys.authenticate(key)
     if principal is None:
+        services.keys.counts.refused(TRANSPORT, refusal(key, services.keys))
         raise UnauthenticatedError("the API key is unknown, revoked or expired; use another one")
     name_key(request, principal.key_id)
     limits = request.app.state.rate_limits
@@ -126,7 +128,8 @@ def _check_unbound(principal: Principal) -> None:
     if principal.tenant_id is not None:
         raise ForbiddenError(
             f"this is about the whole service, and {_named(principal)} is bound to tenant "
-            f"{principal.tenant_id!r}; use a key that is bound to none"
+            f"{principal.tenant_id!r}; use a key that is bound to none",
+            Refused.TENANT,
         )
 
 
@@ -175,7 +178,8 @@ def reachable_tenant(principal: Principal, asked: str | None) -> str | None:
         return principal.tenant_id
     raise ForbiddenError(
         f"{_named(principal)} is bound to tenant {principal.tenant_id!r}, and the request is about "
-        f"{asked!r}; leave tenant_id out, or use another key"
+        f"{asked!r}; leave tenant_id out, or use another key",
+        Refused.TENANT,
     )
 
 

@@ -13,6 +13,7 @@ from query_api.counters import Pairs
 from query_api.problems import ForbiddenError, TooLargeError
 from query_api.quotas import NANO, to_nano
 from query_api.verdicts import Question
+from receiver.store.key_counts import Refused
 
 MAX_CHECKS: Final = 1_000
 """Checks of one request."""
@@ -148,7 +149,8 @@ def _tenant(value: object, bound_tenant_id: str | None) -> str:
     tenant_id = _name("tenant_id", value)
     if bound_tenant_id not in {None, tenant_id}:
         raise ForbiddenError(
-            f"tenant_id is {tenant_id!r}, and the key is bound to {bound_tenant_id!r}; use another key"
+            f"tenant_id is {tenant_id!r}, and the key is bound to {bound_tenant_id!r}; use another key",
+            Refused.TENANT,
         )
     return tenant_id
 

@@ -99,6 +99,12 @@ class Settings(ServiceSettings):
         description="How long hard quotas refuse after Redis lost its data, so that every process can "
         "bring back its reservations; above two seconds if there are several processes.",
     )
+    quota_usage_seconds: float = Field(
+        60.0,
+        ge=0,
+        description="Time between writes of metering.quota_usage, which dashboards and alert rules read; 0: "
+        "never.",
+    )
 
 
 class ReceiverSettings(Settings):

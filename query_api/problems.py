@@ -28,7 +28,8 @@ from starlette.exceptions import HTTPException
 
 from otel_metering.errors import InvalidUsageError, MeteringError, UnavailableError
 from query_api.access_log import current_request_id
-from receiver.store.keys import KeyStateError
+from query_api.key_requests import note_refused
+from receiver.store.keys import KeyStateError, Refused
 
 MEDIA_TYPE: Final = "application/problem+json"
 
@@ -40,7 +41,15 @@ class UnauthenticatedError(MeteringError):
 
 
 class ForbiddenError(MeteringError):
-    """The key is good, and does not allow this."""
+    """The key is good, and does not allow this.
+
+    Attributes:
+        reason: What it lacks.
+    """
+
+    def __init__(self, message: str, reason: Refused = Refused.SCOPE) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class NotFoundError(MeteringError):
@@ -142,6 +151,8 @@ async def _on_metering_error(request: Request, error: Exception) -> JSONResponse
     kind = next(_KINDS[base] for base in type(error).__mro__ if base in _KINDS)
     if kind.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         return await _on_unexpected_error(request, error)
+    if isinstance(error, ForbiddenError):
+        note_refused(request, error.reason)
     if isinstance(error, RateLimitedError):
         kind = replace(kind, headers={"Retry-After": str(error.retry_after_seconds)})
     return _answer(kind, str(error))

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from otel_metering.clock import Clock
 from otel_metering.contract.meter import Meters
 from otel_metering.contract.quota import Enforcement
+from otel_metering.errors import UnavailableError
 from query_api.config import Settings
 from query_api.counters import Counters
 from query_api.counters_memory import MemoryCounters
@@ -14,11 +16,16 @@ from query_api.counters_redis import RedisCounters
 from query_api.gate import Gate
 from query_api.journal import Journal
 from query_api.keeper import Keeper, Pace
+from query_api.quota_usage import oldest_pending
+from query_api.quota_writer import QuotaWriter
 from query_api.tally import Tally
 from query_api.usage_source import Source
 from query_api.verdicts import Outage, Policy
 from receiver.store.client import Store
 from receiver.store.quotas import Quotas
+
+REST_SECONDS: Final = 5.0
+"""How long the writer may take to come to rest, for a look at what waits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,12 +37,14 @@ class QuotaSettings:
         redis_url: Where counters live; None: in this process.
         policy: What is answered where they cannot be had.
         pace: How often they are looked after.
+        usage_seconds: Between writes of `metering.quota_usage`; 0: it is not written here.
     """
 
     journal: Path
     redis_url: str | None = None
     policy: Policy = field(default_factory=Policy)
     pace: Pace = field(default_factory=Pace)
+    usage_seconds: float = 0.0
 
     @classmethod
     def of(cls, settings: Settings, data_dir: Path) -> "QuotaSettings":
@@ -54,6 +63,7 @@ class QuotaSettings:
                 reconcile_seconds=settings.quota_reconcile_seconds,
                 recovery_seconds=settings.quota_recovery_seconds,
             ),
+            usage_seconds=settings.quota_usage_seconds,
         )
 
 
@@ -128,6 +138,15 @@ class QuotaState:
             pace=settings.pace,
             add=add,
         )
+        self._writer = QuotaWriter(
+            store,
+            clock,
+            quotas=lambda: [one.definition for one in self.table.list()],
+            meters=meters,
+            oldest_waiting=lambda: _oldest_waiting(source),
+            interval_seconds=settings.usage_seconds,
+        )
+        self._writes_usage = settings.usage_seconds > 0
 
     def start(self) -> None:
         """Read the quotas, have the reservations of before, and start the threads.
@@ -138,9 +157,12 @@ class QuotaState:
         self.table.start(self.gate.reload)
         self.tally.start()
         self._keeper.start()
+        if self._writes_usage:
+            self._writer.start()
 
     def stop(self) -> None:
         """End the threads; close what is open. Nothing may ask any more."""
+        self._writer.stop()
         self._keeper.stop()
         self.tally.stop()
         self.table.stop()
@@ -152,3 +174,12 @@ class QuotaState:
         """Close what belongs to the event loop, before it ends."""
         if isinstance(self.counters, RedisCounters):
             await self.counters.aclose()
+
+
+def _oldest_waiting(source: Source) -> int:
+    """No usage of before this instant (ns) waits for the database."""
+    try:
+        with source.at_rest(REST_SECONDS) as pending:
+            return oldest_pending(pending.events)
+    except UnavailableError:
+        return 0

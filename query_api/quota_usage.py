@@ -223,6 +223,13 @@ def pending_total(events: pa.Table | None, counter: Counter) -> int:
     return total
 
 
+def oldest_pending(events: pa.Table | None) -> int:
+    """No row of `metering.events` that is not stored yet is of before this instant, in ns."""
+    if events is None or not events.num_rows:
+        return MAX_NS
+    return int(pc.min(events["timestamp"].cast(pa.int64())).as_py())
+
+
 def pending_settlements(events: pa.Table | None, tag: Tag) -> list[Settlement]:
     """The settlements in rows that are not stored yet."""
     found = []

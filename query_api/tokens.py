@@ -14,7 +14,15 @@ import hmac
 from collections.abc import Iterable
 from typing import Final
 
-from receiver.store.keys import ApiKey, ApiKeys, Principal, Scope
+from receiver.store.keys import (
+    ApiKey,
+    ApiKeys,
+    Principal,
+    Refusal,
+    Refused,
+    Scope,
+    refusal_of,
+)
 
 PREFIX: Final = "ott_"
 MAX_TTL_SECONDS: Final = 86_400
@@ -69,6 +77,19 @@ def authenticate_token(token: str, keys: ApiKeys, *, now_ns: int) -> Principal |
         is_token=True,
         rate_limit_per_second=key.rate_limit_per_second,
     )
+
+
+def refusal(text: str, keys: ApiKeys) -> Refusal:
+    """Why nobody is known by the text of a key or token: a key is named only by itself, or what it has signed."""
+    if not text.startswith(PREFIX):
+        return keys.refusal(text)
+    signed, _, signature = text.partition(".")
+    lines = _lines(signed) if len(text) <= _MAX_LENGTH else []
+    key = keys.shown(lines[1]) if len(lines) > 1 else None
+    if key is None or not hmac.compare_digest(_signature(key, signed).encode(), signature.encode()):
+        return Refusal(Refused.UNKNOWN)
+    # The token is over, or its key is.
+    return refusal_of(key)
 
 
 def _may_sign(key: ApiKey, tenant_id: str) -> bool:

@@ -103,12 +103,17 @@ def load(name: str) -> Zone:
     Raises:
         InvalidUsageError: There is none.
     """
-    if name != UTC_ZONE.name and not (_NAME.fullmatch(name) and name in _names()):
+    if not is_known(name):
         raise InvalidUsageError(
             f"timezone {name[:64]!r} is not a zone of the IANA database; write it like Europe/Berlin, "
             "Asia/Kolkata or UTC"
         )
     return Zone(name)
+
+
+def is_known(name: str) -> bool:
+    """Whether there is a zone of this name here."""
+    return name == UTC_ZONE.name or (_NAME.fullmatch(name) is not None and name in _names())
 
 
 @cache

@@ -21,8 +21,10 @@ from receiver.rows import admitted_at_ms
 from receiver.seen import SeenIds
 from receiver.store.client import Store
 from receiver.store.keys import ApiKeys
+from receiver.store.meter_definitions import MeterDefinitions
 from receiver.store.meters import ApiMeters
 from receiver.store.migrate import migrate
+from receiver.store.readers import prepare_readers
 from receiver.telemetry import Telemetry
 from receiver.tls import from_settings
 from receiver.writer import Writer
@@ -36,6 +38,7 @@ class Receiver:
         keys: The API keys.
         made_meters: The meters that were made by API; ingest takes their events without them.
         meters_file: What `meters.yaml` says, also after it was changed.
+        definitions: Writes both into the database, for dashboards.
         spool: What is acknowledged and not in the database yet.
         ingest: Takes requests.
         writer: Takes the spool into the database.
@@ -61,10 +64,15 @@ class Receiver:
         )
         self.store = Store(settings.store_url)
         migrate(self.store, clock)
+        prepare_readers(self.store)
         restore_states(self.store, self.spool)
         self.keys = ApiKeys(self.store, clock)
         self.made_meters = ApiMeters(self.store, clock)
+        self.definitions = MeterDefinitions(
+            self.store, clock, file=lambda: self.meters, made=self.made_meters
+        )
         self.telemetry = Telemetry(clock)
+        self.telemetry.also("keys", self.keys.counts.read)
         self.stats = PipelineStats(
             self.telemetry, self.store, settings.instance or socket.gethostname()
         )
@@ -130,6 +138,7 @@ class Receiver:
         """Start the threads."""
         self.keys.start()
         self.made_meters.start()
+        self.definitions.start()
         self.writer.start()
         self.ingest.start()
         self.stats.start()
@@ -146,6 +155,7 @@ class Receiver:
         is_drained = self.writer.stop(self._settings.drain_seconds)
         self.stats.stop()
         self.keys.stop()
+        self.definitions.stop()
         self.made_meters.stop()
         self.spool.close()
         self.store.close()

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 
 from otel_metering.contract.attributes import API_KEY_HEADER
 from receiver.errors import PermissionDeniedError, UnauthenticatedError
-from receiver.store.keys import ApiKeys, Scope
+from receiver.store.keys import ApiKeys, Refusal, Refused, Scope
 from receiver.usage import Sender
 
 
-def authenticate(headers: Mapping[str, str], keys: ApiKeys) -> Sender:
-    """The sender whose key is in `headers` (names in lower case).
+def authenticate(headers: Mapping[str, str], keys: ApiKeys, transport: str) -> Sender:
+    """The sender whose key is in `headers` (names in lower case); counted as `transport`, if there is one.
 
     Raises:
         UnauthenticatedError: There is no key, or nobody has it; that is certain.
@@ -24,11 +24,11 @@ def authenticate(headers: Mapping[str, str], keys: ApiKeys) -> Sender:
         raise UnauthenticatedError(
             "the request has no API key; send it as the header authorization: Bearer <key>"
         )
-    principal = keys.authenticate(key)
-    if principal is None:
-        raise UnauthenticatedError("the API key is unknown, revoked or expired; use another")
-    if not principal.may(Scope.INGEST):
+    found = keys.enter(key, Scope.INGEST, transport)
+    if not isinstance(found, Refusal):
+        return Sender(key_id=found.key_id, bound_tenant=found.tenant_id)
+    if found.reason is Refused.SCOPE:
         raise PermissionDeniedError(
-            f"the API key {principal.key_id} has no scope {Scope.INGEST}; use one that has"
+            f"the API key {found.key_id} has no scope {Scope.INGEST}; use one that has"
         )
-    return Sender(key_id=principal.key_id, bound_tenant=principal.tenant_id)
+    raise UnauthenticatedError("the API key is unknown, revoked or expired; use another")

@@ -127,7 +127,7 @@ class GrpcServer:
                 for key, value in context.invocation_metadata() or ()
                 if isinstance(value, str)
             }
-            sender = authenticate(headers, self._keys)
+            sender = authenticate(headers, self._keys, "grpc")
             work = Work(sender=sender, signal=signal, body=body)
             outcome = await self._ingest.request(work)
             request.acknowledge()

@@ -104,7 +104,7 @@ class HttpApp:
         self, path: str, method: str, headers: Mapping[str, str], receive: Receive
     ) -> bytes:
         signal, media_type = _route(path, method, headers)
-        sender = authenticate(headers, self._keys)
+        sender = authenticate(headers, self._keys, "http")
         encoding = headers.get("content-encoding", "").strip().lower() or "identity"
         if encoding not in ENCODINGS:
             raise errors.MalformedPayloadError(

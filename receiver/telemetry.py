@@ -4,6 +4,7 @@ One `Telemetry` is handed to every stage. Edges add to it for each request, the 
 micro-batch or batch; so one lock is enough. Numbers only grow; who reads them (`pipeline_stats`,
 `exposition`, `instruments`) takes the differences it wants.
 
+- `keys`, in requests with an API key: in = out (let through) + refused; `store.key_counts` counts them.
 - `edge`, in requests: in = out (acknowledged) + refused (answered by an error, or left by its sender).
 - `ingest`, in requests: requests_in = requests_out + requests_refused; out of the edge is out of here.
 - `ingest`, in items, which are uses of one meter: in = out (accepted) + refused (duplicate, ignored, ...).
@@ -16,7 +17,7 @@ import re
 import threading
 from bisect import bisect_left
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
@@ -29,6 +30,7 @@ from otel_metering.clock import Clock, SystemClock
 from otel_metering.contract.meter import Signal
 from otel_metering.errors import MeteringError
 from receiver.admit import Outcome
+from receiver.store.key_counts import Sample
 from receiver.usage import Reason
 
 BOUNDS: Final = tuple(2 ** (step / 2) for step in range(-20, 15))
@@ -103,6 +105,7 @@ class Telemetry:
         self._counters: defaultdict[Name, int] = defaultdict(int)
         self._gauges: dict[Name, Callable[[], float]] = {}
         self._distributions: defaultdict[Name, Distribution] = defaultdict(Distribution)
+        self._others: list[tuple[str, Callable[[], Iterable[Sample]]]] = []
         self._edges: dict[tuple[str, str], _Edge] = {}
         self._keys: set[str] = set()
         # Entries of the spool: when they were committed, by how many were until then.
@@ -123,6 +126,10 @@ class Telemetry:
         key = _name(stage, name, labels)
         with self._lock:
             self._gauges[key] = read
+
+    def also(self, stage: str, read: Callable[[], Iterable[Sample]]) -> None:
+        """From now on ask `read` for the counters of a stage that counts by itself: name, labels, count."""
+        self._others.append((stage, read))
 
     def request(self, transport: str, signal: Signal | None) -> "Request":
         """A request has come in; the caller says what became of it, and then `end`s it."""
@@ -188,7 +195,9 @@ class Telemetry:
                     one.peak = 0.0
             for edge in self._edges.values():
                 counters.update(edge.counters())
-        # Outside of the lock: a gauge may ask for it.
+        # Outside of the lock: others may ask for it.
+        for stage, others in list(self._others):
+            counters |= {_name(stage, name, labels): count for name, labels, count in others()}
         return Reading(
             counters=counters,
             gauges={name: float(read()) for name, read in gauges.items()},
@@ -357,7 +366,7 @@ def _snake_case(name: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name.removesuffix("Error")).lower()
 
 
-def _name(stage: str, name: str, labels: dict[str, str]) -> Name:
+def _name(stage: str, name: str, labels: Mapping[str, str]) -> Name:
     return Name(stage, name, tuple(sorted(labels.items())))
 
 

@@ -29,7 +29,7 @@ from query_api.quotas import Applied, crossed, nano_text
 from query_api.services import Services, ServicesDep
 from query_api.verdicts import Status
 from query_api.zones import load
-from receiver.store.keys import Principal
+from receiver.store.keys import Principal, Refused
 from receiver.store.quotas import StoredQuota
 
 router = APIRouter(prefix="/v1/meter/quotas", tags=["quotas"])
@@ -126,7 +126,8 @@ def delete_quota(services: ServicesDep, principal: Administrator, quota_id: str)
     if principal.tenant_id not in {None, found.definition.tenant_id}:
         raise ForbiddenError(
             f"quota {quota_id} is of every tenant, and key {principal.key_id} is bound to "
-            f"{principal.tenant_id!r}; use a key that is bound to none"
+            f"{principal.tenant_id!r}; use a key that is bound to none",
+            Refused.TENANT,
         )
     audit(
         services,

@@ -53,6 +53,14 @@ _STATEMENT_ERRORS: Final = frozenset(
 )
 
 
+_ACCESS_ERRORS: Final = frozenset(
+    {
+        495,  # ACCESS_STORAGE_READONLY
+        497,  # ACCESS_DENIED
+        514,  # ACCESS_STORAGE_FOR_INSERTION_NOT_FOUND
+    }
+)
+
 LIMIT_ERRORS: Final = {
     158: "it reads too many rows",  # TOO_MANY_ROWS
     159: "it takes too long",  # TIMEOUT_EXCEEDED
@@ -88,6 +96,10 @@ class ReadLimits:
         }
         # A query id of our own does not reach the embedded engine; a comment does.
         return {**settings, "log_comment": self.tag} if self.tag else settings
+
+
+class AccessDeniedError(UnavailableError):
+    """The database's user may not do this, until somebody grants it."""
 
 
 class ReadLimitError(MeteringError):
@@ -133,6 +145,11 @@ class Store:
         self._idle: queue.LifoQueue[Client | None] = queue.LifoQueue()
         for _ in range(handles):
             self._idle.put(None)
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the engine is in this process, and no server."""
+        return self._is_embedded
 
     def query(
         self,
@@ -365,4 +382,6 @@ def _translate(error: ClickHouseError) -> MeteringError:
     if code in LIMIT_ERRORS:
         return ReadLimitError(LIMIT_ERRORS[code])
     message = f"the database failed: {str(error).splitlines()[0]}"
+    if code in _ACCESS_ERRORS:
+        return AccessDeniedError(message)
     return StoreError(message, code) if code in _STATEMENT_ERRORS else UnavailableError(message)

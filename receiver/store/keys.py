@@ -24,10 +24,21 @@ from otel_metering.contract.event import check_name
 from otel_metering.errors import InvalidUsageError, MeteringError, UnavailableError
 from receiver.store.api_key import ApiKey, Principal, Scope, hash_key, key_id_of, new_key
 from receiver.store.client import Store
+from receiver.store.key_counts import KeyCounts, Refusal, Refused
 from receiver.store.key_table import KeyTable, StoredKey
 from receiver.store.key_use import KeyUse
 
-__all__ = ["ApiKey", "ApiKeys", "KeyExistsError", "KeyStateError", "Principal", "Scope"]
+__all__ = [
+    "ApiKey",
+    "ApiKeys",
+    "KeyExistsError",
+    "KeyStateError",
+    "Principal",
+    "Refusal",
+    "Refused",
+    "Scope",
+    "refusal_of",
+]
 
 REFRESH_SECONDS: Final = 1.0
 MAX_STALE_SECONDS: Final = 5.0
@@ -68,10 +79,12 @@ class ApiKeys:
 
     Attributes:
         use: When each was last used.
+        counts: What became of requests that showed one.
     """
 
     def __init__(self, store: Store, clock: Clock) -> None:
         self.use = KeyUse(store)
+        self.counts = KeyCounts()
         self._table = KeyTable(store)
         self._clock = clock
         self._stored: dict[str, StoredKey] = {}
@@ -115,6 +128,28 @@ class ApiKeys:
         self.use.note(found.key.key_id, now_ns)
         return found.principal
 
+    def enter(self, key: str, scope: Scope, transport: str) -> Principal | Refusal:
+        """Who presents `key`, which must have `scope`, or why it is not let through; counted as `transport`.
+
+        Raises:
+            UnavailableError: As `authenticate`; it is not counted.
+        """
+        principal = self.authenticate(key)
+        if principal is None:
+            refusal = self.refusal(key)
+        elif not principal.may(scope):
+            refusal = Refusal(Refused.SCOPE, principal.key_id)
+        else:
+            self.counts.passed(transport, principal.key_id)
+            return principal
+        self.counts.refused(transport, refusal)
+        return refusal
+
+    def refusal(self, key: str) -> Refusal:
+        """Why `authenticate` knows nobody by this text: the id of a key is named only to who has the key."""
+        found = self._match(key)
+        return Refusal(Refused.UNKNOWN) if found is None else refusal_of(found.key)
+
     def active(self, key_id: str) -> ApiKey | None:
         """The key of this id, if it works now: for what is signed in its name.
 
@@ -124,6 +159,11 @@ class ApiKeys:
         found = self._known.get(key_id)
         self._check_fresh()
         return found.key if found and _is_active(found, self._clock.now_ns()) else None
+
+    def shown(self, key_id: str) -> ApiKey | None:
+        """The key of this id as it is known here, also if it does not work any more."""
+        found = self._known.get(key_id)
+        return found.key if found else None
 
     def find(self, key: str) -> ApiKey | None:
         """The key of this text, also if it does not work any more; None: nobody has it."""
@@ -321,6 +361,11 @@ class ApiKeys:
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock.now_ns() / 1e9, UTC)
+
+
+def refusal_of(key: ApiKey) -> Refusal:
+    """Why a key that exists does not work any more."""
+    return Refusal(Refused.EXPIRED if key.revoked_at is None else Refused.REVOKED, key.key_id)
 
 
 def _is_active(known: _Known, now_ns: int) -> bool:

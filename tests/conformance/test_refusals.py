@@ -44,10 +44,10 @@ class Keys:
     def __init__(self, error: Exception | None = None) -> None:
         self._error = error
 
-    def authenticate(self, _: str) -> Principal:
+    def enter(self, _: str, scope: Scope, transport: str) -> Principal:
         if self._error is not None:
             raise self._error
-        return Principal(key_id="k", scopes=frozenset({Scope.INGEST}), tenant_id=None)
+        return Principal(key_id="k", scopes=frozenset({scope}), tenant_id=None)
 
 
 def over_http(

@@ -88,6 +88,7 @@ def process(
     pace: Pace | None = None,
     meters: Callable[[], Meters] = lambda: METERS,
     writes: bool = True,
+    usage_seconds: float = 0.0,
 ) -> Iterator[Process]:
     clock = clock or SystemClock()
     spool = open_spool(folder / "spool.db")
@@ -110,6 +111,7 @@ def process(
             redis_url=redis_url,
             policy=policy or Policy(),
             pace=pace or Pace(reconcile_seconds=3_600, recovery_seconds=0.2),
+            usage_seconds=usage_seconds,
         ),
         store=store,
         meters=meters,

@@ -1,7 +1,15 @@
 -- How much of each quota was used, a row for each tenant that used any, or has a quota of its own, and for each
--- period: in the quota's own time zone, from its own first day, with its own filter, which no view can know. The
--- query API writes it once a minute; a period that is over keeps its last row. Read it with FINAL.
--- What decides is the gate; this is what dashboards and alert rules show, at most a minute or so later.
+-- period: in the quota's own time zone, from its own first day, with its own filter, which no view can know. What
+-- has the gate writes it once a minute (METERING_QUOTA_USAGE_SECONDS). Read it with FINAL, and without the rows
+-- that are deleted. What decides is the gate; this is what dashboards and alert rules show, a minute or so later.
+--
+-- A row is written again when its numbers changed, and else every five minutes: of a period that is not over,
+-- updated_at is never older than six minutes while the writer works. A period that is over is written
+-- again until a minute has passed and all that was acknowledged before its end is stored: then it keeps that row,
+-- also when the quota is deleted or changed later. Usage that arrives later still is not in it.
+-- Of a period that is not over, a row is deleted when its quota is, no longer applies to the tenant (it got one of
+-- its own in place of the default), begins another day, or is of a meter that no longer adds up.
+-- Quotas of tenants without usage have no row if they are defaults: nothing was used of them.
 CREATE TABLE IF NOT EXISTS metering.quota_usage
 (
     tenant_id LowCardinality(String),
@@ -17,7 +25,7 @@ CREATE TABLE IF NOT EXISTS metering.quota_usage
     quantity_grace Decimal(38, 9) COMMENT 'units beyond the limit that a hard quota still allows',
     quantity_used Decimal(38, 9) COMMENT 'units of this period, when the row was written',
     updated_at DateTime64(3, 'UTC') COMMENT 'when the usage was read',
-    is_deleted Bool COMMENT 'the quota is no more'
+    is_deleted Bool COMMENT 'the quota is no more, or not the tenant''s any more'
 )
 ENGINE = ReplacingMergeTree(updated_at)
 PARTITION BY toYear(period_start)
