@@ -498,6 +498,29 @@ def test_who_has_no_key_of_scope_query_is_let_in_nowhere(endpoint: Running) -> N
     assert endpoint.ask("SELECT 1", password=text).code == 516
 
 
+def test_what_became_of_each_key_is_counted(endpoint: Running) -> None:
+    key, text = endpoint.keys.create(name="n", scopes=[Scope.QUERY])
+    weak, weak_text = endpoint.keys.create(name="n", scopes=[Scope.INGEST])
+
+    def counted(key_id: str) -> dict[str, int]:
+        return {
+            f"{name} {labels.get('reason', '')}".strip(): count
+            for name, labels, count in endpoint.keys.counts.read()
+            if labels["key_id"] == key_id and labels["transport"] == "clickhouse"
+        }
+
+    for password in (text, text, weak_text):
+        endpoint.ask("SELECT 1", password=password)
+    endpoint.keys.revoke(key.key_id)
+    endpoint.ask("SELECT 1", password=text)
+
+    assert counted(key.key_id) == {"in": 3, "out": 2, "refused revoked": 1}
+    assert counted(weak.key_id) == {"in": 1, "out": 0, "refused scope": 1}
+    before = counted("").get("refused unknown", 0)
+    endpoint.ask("SELECT 1", password=text + "x")
+    assert counted("")["refused unknown"] == before + 1
+
+
 def test_a_read_token_opens_its_tenant_if_it_is_for_every_meter(endpoint: Running) -> None:
     key = endpoint.keys.create(name="n", scopes=[Scope.QUERY])[0]
     end = 2_000_000_000
