@@ -29,7 +29,7 @@ def test_usage_can_be_read_on_the_port_that_is_printed(tmp_path: Path) -> None:
         address = f"http://{up.clickhouse}"
         assert any(line.startswith("ClickHouse") and address in line for line in up.printed)
         event = {"event_id": "1", "tenant_id": "acme", "meter": "orders.items", "quantity": "3"}
-        status, answer = up.post("/v1/meter/events", {"events": [event]})
+        status, answer = up.post("/v1/meter/events", [event])
         assert (status, answer["accepted"]) == (202, 1), answer
         eventually(
             lambda: ask(
