@@ -14,7 +14,8 @@ from otel_metering.clock import Clock
 from otel_metering.errors import MeteringError
 from query_api.clickhouse import codec
 from query_api.clickhouse.access import Access, User
-from query_api.clickhouse.engine import Answer, Engine
+from query_api.clickhouse.calls import Answer
+from query_api.clickhouse.engine import Engine
 from query_api.clickhouse.errors import (
     NETWORK_ERROR,
     QUERY_IS_TOO_LARGE,

@@ -5,7 +5,8 @@ from urllib.parse import urlsplit
 from otel_metering.clock import Clock
 from query_api.clickhouse.access import Access
 from query_api.clickhouse.app import ClickHouseApp
-from query_api.clickhouse.engine import Engine, Limits
+from query_api.clickhouse.calls import Limits
+from query_api.clickhouse.engine import Engine
 from query_api.config import Settings
 from receiver.store.client import Store
 from receiver.store.keys import ApiKeys

@@ -8,7 +8,7 @@ from email.policy import HTTP
 from typing import Final
 from urllib.parse import parse_qsl
 
-from query_api.clickhouse.engine import Call
+from query_api.clickhouse.calls import Call
 from query_api.clickhouse.errors import BAD_ARGUMENTS, NOT_IMPLEMENTED, ClickHouseError
 
 PARAMETER_PREFIX: Final = "param_"

@@ -11,7 +11,7 @@ from tests.integration.test_ids import *  # noqa: F403 - that these run here is 
 pytestmark = pytest.mark.long
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module")  # type: ignore[no-redef]  # instead of theirs
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     with running_endpoint(tmp_path_factory.mktemp("engine")) as running:
         store = Store(running.url())

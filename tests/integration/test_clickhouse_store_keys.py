@@ -13,7 +13,7 @@ from tests.integration.test_keys import *  # noqa: F403 - that these run here is
 pytestmark = pytest.mark.long
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module")  # type: ignore[no-redef]  # instead of theirs
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     path = tmp_path_factory.mktemp("keys")
     with running_endpoint(path, is_migrated=False) as running:

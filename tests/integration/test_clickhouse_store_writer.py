@@ -9,7 +9,7 @@ from tests.integration.test_writer import *  # noqa: F403 - that these run here 
 from tests.integration.test_writer import FaultyStore
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module")  # type: ignore[no-redef]  # instead of theirs
 def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyStore]:
     with running_endpoint(tmp_path_factory.mktemp("engine")) as running:
         store = FaultyStore(running.url())
