@@ -96,7 +96,7 @@ QUOTA_SHARE: Final = "if(quantity_limit = 0, if(quantity_used > 0, 1, 0), toFloa
 
 
 def usage_table(
-    *, links: Sequence[Link] = (), count_tenants: bool = True, width: int = 14
+    *, links: Sequence[Link] = (), count_tenants: bool = True, width: int = 12
 ) -> Panel:
     """Usage of each meter beside the period before; `count_tenants`: and how many tenants had any."""
     return table(
@@ -108,7 +108,7 @@ def usage_table(
         no_value="-",
         columns=(
             Column(name="meter", title="Meter", links=links),
-            Column(name="unit", title="Unit", width=120),
+            Column(name="unit", title="Unit", width=90),
             Column(name="aggregation", title="Read as", width=130),
             Column(name="usage", title="Usage"),
             Column(name="previous", title="Period before"),
@@ -120,7 +120,7 @@ def usage_table(
     )
 
 
-def month_table(width: int = 10) -> Panel:
+def month_table(width: int = 12) -> Panel:
     """Where the month is heading."""
     return table(
         title="Month to date and projection",
@@ -133,11 +133,11 @@ def month_table(width: int = 10) -> Panel:
         decimals=0,
         columns=(
             Column(name="meter", title="Meter"),
-            Column(name="unit", title="Unit", width=100),
+            Column(name="unit", title="Unit", width=90),
             Column(name="month_to_date", title="Month to date"),
             Column(name="projected", title="Projected"),
             Column(name="last_month", title="Last month"),
-            change_column("Projected change"),
+            change_column("Change"),
         ),
         width=width,
         height=10,

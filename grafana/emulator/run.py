@@ -37,25 +37,39 @@ class Answer:
         return make(self.columns, self.rows, self.ref_id)
 
 
-def ask(store: Store, sql: str, *, is_series: bool = False, ref_id: str = "A") -> Answer:
-    """Run a query that is expanded already. Raises as `Store.query`."""
-    described = store.query(f"DESCRIBE TABLE ({sql})")
+def ask(
+    store: Store,
+    sql: str,
+    *,
+    is_series: bool = False,
+    ref_id: str = "A",
+    columns: Sequence[Column] = (),
+) -> Answer:
+    """Run a query that is expanded already; `columns`: of its answer, if they are known. Raises as `Store.query`."""
     return Answer(
         sql=sql,
-        columns=[Column(str(row[0]), str(row[1])) for row in described],
+        columns=columns or describe(store, sql),
         rows=store.query(sql),
         is_series=is_series,
         ref_id=ref_id,
     )
 
 
-def answer(store: Store, target: Mapping[str, Any], context: Context) -> Answer:
-    """Run a target of a dashboard's JSON. Raises MacroError, and as `Store.query`."""
+def describe(store: Store, sql: str) -> list[Column]:
+    """Columns of a query's answer. Raises as `Store.query`."""
+    return [Column(str(row[0]), str(row[1])) for row in store.query(f"DESCRIBE TABLE ({sql})")]
+
+
+def answer(
+    store: Store, target: Mapping[str, Any], context: Context, columns: Sequence[Column] = ()
+) -> Answer:
+    """Run a target of a dashboard's JSON. Arguments and errors are those of `ask`; MacroError as well."""
     return ask(
         store,
         expand(target["rawSql"], context),
         is_series=target["format"] == 0,
         ref_id=target["refId"],
+        columns=columns,
     )
 
 

@@ -9,7 +9,7 @@ from tests.grafana.operations import last, migrated, rows
 ZEROS = {
     "Refused attempts",
     "With revoked keys",
-    "Let through though revoked",
+    "Revoked, let in",
     "In quarantine",
     "Intervals that are missing here",
     "Ahead of time",

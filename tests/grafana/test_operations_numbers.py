@@ -337,7 +337,7 @@ def test_figures_of_keys(store: Store) -> None:
     reasons = of_keys("refused", 24, "reason")
     assert value(store, KEY, "Refused attempts", time) == reasons.total()
     assert value(store, KEY, "With revoked keys", time) == reasons["revoked"] == 120
-    assert value(store, KEY, "Let through though revoked", time) == 0
+    assert value(store, KEY, "Revoked, let in", time) == 0
 
 
 def test_every_key_with_its_state_use_and_traffic(store: Store) -> None:

@@ -84,7 +84,7 @@ def test_figures_of_the_pipeline(store: Store, hours: float) -> None:
     assert value(store, DASHBOARD, "Last report", time) == 0
     assert value(store, DASHBOARD, "meters.yaml", time) == 1
     size = STATS[Stat("spool", "size", "value")]
-    assert value(store, DASHBOARD, "Waiting in the spool", time) == size[-1]
+    assert value(store, DASHBOARD, "In the spool", time) == size[-1]
     assert value(store, DASHBOARD, "Oldest waits", time) == pytest.approx(
         STATS[Stat("spool", "oldest_age", "value")][-1]
     )
@@ -96,12 +96,12 @@ def test_what_is_shown_last_is_of_the_end_of_the_chosen_time(store: Store) -> No
     ago = 90
     before = TimeRange(NOW - timedelta(hours=4), NOW - timedelta(minutes=ago))
     assert (
-        value(store, DASHBOARD, "Waiting in the spool", before)
+        value(store, DASHBOARD, "In the spool", before)
         == (STATS[Stat("spool", "size", "value")][-1 - ago])
     )
     assert value(store, DASHBOARD, "meters.yaml", before) == 0
     nobody = TimeRange(NOW - timedelta(days=9), NOW - timedelta(days=8))
-    assert value(store, DASHBOARD, "Waiting in the spool", nobody) is None
+    assert value(store, DASHBOARD, "In the spool", nobody) is None
     assert value(store, DASHBOARD, "Last report", nobody) is None
     assert (
         value(store, DASHBOARD, "Requests refused", last(1), chosen={"instance": ("other",)})

@@ -141,7 +141,7 @@ def _table() -> Panel:
             Column(
                 name="tenant",
                 title="Tenant",
-                width=130,
+                width=100,
                 links=(
                     dashboard_link(
                         "This tenant",
@@ -152,9 +152,9 @@ def _table() -> Panel:
                 ),
             ),
             Column(name="meter", title="Meter", width=160),
-            Column(name="quantity", title="Quantity", width=130),
+            Column(name="quantity", title="Quantity", width=115),
             Column(name="status", title="Status", width=90, cell="color-text", mappings=_STATUS),
-            Column(name="service", title="Service", width=120),
+            Column(name="service", title="Service", width=95),
             Column(name="signal", title="Signal", width=80),
             Column(name="attributes_text", title="Attributes"),
             Column(

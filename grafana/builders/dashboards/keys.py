@@ -140,7 +140,7 @@ def _figures() -> tuple[Panel, ...]:
             ANY_IS_BAD,
         ),
         (
-            "Let through though revoked",
+            "Revoked, let in",
             "Requests in the chosen time that were let through more than 30 s after their key was revoked. "
             "It is always 0: processes know of a revocation within 5 s.",
             (
@@ -188,11 +188,11 @@ def _all() -> Panel:
         no_value=NO_KEYS,
         height=12,
         columns=(
-            Column(name="key_id", title="Key"),
-            Column(name="name", title="Name"),
+            Column(name="key_id", title="Key", width=125),
+            Column(name="name", title="Name", width=135),
             Column(name="state", title="State", cell="color-text", mappings=_STATES, width=90),
-            Column(name="scopes", title="May"),
-            Column(name="tenant", title="Only tenant", links=(_TO_TENANT,)),
+            Column(name="scopes", title="May", width=125),
+            Column(name="tenant", title="Only tenant", width=100, links=(_TO_TENANT,)),
             Column(name="requests", title="Requests", unit="short", width=90),
             Column(
                 name="refused",
@@ -202,7 +202,7 @@ def _all() -> Panel:
                 cell="color-text",
                 steps=((None, MUTED), (1, WARNING)),
             ),
-            Column(name="used_at", title="Last used", unit="dateTimeFromNow"),
+            Column(name="used_at", title="Last used", unit="dateTimeFromNow", width=120),
             Column(
                 name="idle",
                 title="Idle",
@@ -219,8 +219,8 @@ def _all() -> Panel:
                 cell="color-text",
                 steps=((None, BAD), (3 * 86_400, WARNING), (SOON_DAYS * 86_400, MUTED)),
             ),
-            Column(name="created_at", title="Made"),
-            Column(name="revoked_at", title="Revoked"),
+            Column(name="created_at", title="Made", unit="dateTimeFromNow", width=120),
+            Column(name="revoked_at", title="Revoked", unit="dateTimeFromNow", width=120),
             Column(name="rotated_to", title="Rotated to"),
         ),
     )
@@ -344,6 +344,7 @@ def _refused() -> tuple[Panel, ...]:
             unit="short",
             no_value=empty,
             width=24,
+            height=6,
             columns=(
                 Column(name="key", title="Key"),
                 Column(name="name", title="Name"),
@@ -368,6 +369,7 @@ def _audit() -> Panel:
             "ORDER BY time DESC, audit_id LIMIT 200"
         ),
         unit="short",
+        height=6,
         no_value="No key was changed in this time",
         columns=(
             Column(name="time", title="When"),

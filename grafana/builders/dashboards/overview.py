@@ -45,7 +45,7 @@ def build() -> Dashboard:
             Row(title="Over time", panels=(usage_panels.measurements_panel(),)),
             Row(title="Tenants", panels=(_top_tenants(),)),
             Row(
-                title="$meter",
+                title="$meter by tenant",
                 repeat="meter",
                 collapsed=True,
                 panels=(

@@ -82,6 +82,7 @@ def _flow(title: str, text: str, query: str, unit: str, width: int = 8) -> Panel
         columns=_COLORS,
         interval="1m",
         width=width,
+        height=7,
     )
 
 
@@ -97,6 +98,7 @@ def _bars(title: str, text: str, query: str, width: int = 8) -> Panel:
         display_name="${__field.labels.label}",
         interval="1m",
         width=width,
+        height=7,
     )
 
 
@@ -113,6 +115,7 @@ def _lines(
         display_name="${__field.labels.label}",
         interval="1m",
         width=width,
+        height=7,
         steps=steps,
         threshold_line=steps is not PLAIN,
     )
@@ -192,6 +195,7 @@ def _ingest() -> tuple[Panel, ...]:
             interval="1m",
             links=(quality,),
             width=8,
+            height=7,
         ),
         timeseries(
             title="Duplicates over time",
@@ -207,6 +211,7 @@ def _ingest() -> tuple[Panel, ...]:
             legend=("mean", "max"),
             interval="1m",
             width=8,
+            height=7,
         ),
         _bars(
             "Corrections",
@@ -230,6 +235,7 @@ def _ingest() -> tuple[Panel, ...]:
             unit="short",
             no_value="No key did in this time",
             width=8,
+            height=7,
             columns=(
                 Column(
                     name="key_id",
@@ -295,12 +301,14 @@ def _writer() -> tuple[Panel, ...]:
             "Rows stored in events, quarantine and corrections.",
             counts("writer", "out", "labels['table']"),
             width=12,
+            height=7,
         ),
         _bars(
             "Rows of failed attempts, by reason",
             "Rows of attempts that failed. None of them is lost: they wait in the spool and are tried again.",
             counts("writer", "refused", "toString(reason)"),
             width=12,
+            height=7,
         ),
     )
 
@@ -342,6 +350,7 @@ def _rest() -> tuple[Panel, ...]:
             columns=(Column(name="wrong", color=BAD),),
             interval="1m",
             width=8,
+            height=7,
         ),
         _bars(
             "Quota counters",
@@ -372,6 +381,6 @@ def _rest() -> tuple[Panel, ...]:
             no_value="None",
             steps=((None, MUTED), (1, WARNING)),
             width=8,
-            height=9,
+            height=7,
         ),
     )

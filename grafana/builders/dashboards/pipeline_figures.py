@@ -61,7 +61,7 @@ def figures() -> tuple[Panel, ...]:
             ((None, GOOD), (0.05, WARNING), (0.25, BAD)),
         ),
         (
-            "Waiting in the spool",
+            "In the spool",
             "Bytes that are durable and not in the database yet, at the end of the chosen time. At "
             "METERING_MAX_SPOOL_BYTES (16 GiB unless set) senders have to wait.",
             latest("spool", "size"),

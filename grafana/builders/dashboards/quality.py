@@ -182,11 +182,11 @@ def _reconciliation() -> tuple[Panel, ...]:
                     cell="color-text",
                     steps=differs,
                 ),
-                Column(name="raw_count", title="Measured, events", unit="short"),
-                Column(name="rolled_count", title="Measured, rollup", unit="short"),
+                Column(name="raw_count", title="Count, events", unit="short"),
+                Column(name="rolled_count", title="Count, rollup", unit="short"),
                 Column(
                     name="count_difference",
-                    title="Differ by (measured)",
+                    title="Counts differ",
                     unit="none",
                     cell="color-text",
                     steps=differs,
@@ -211,7 +211,7 @@ def _reconciliation() -> tuple[Panel, ...]:
                 Column(name="difference", title="Differ by", cell="color-text", steps=differs),
                 Column(
                     name="count_difference",
-                    title="Differ by (measured)",
+                    title="Counts differ",
                     cell="color-text",
                     steps=differs,
                 ),
@@ -284,6 +284,7 @@ def _times() -> tuple[Panel, ...]:
             unit="short",
             no_value="Nothing came ahead of its time",
             width=12,
+            height=6,
             columns=(
                 TENANT,
                 METER,
@@ -306,6 +307,7 @@ def _times() -> tuple[Panel, ...]:
             unit="short",
             no_value="No time was out of range",
             width=12,
+            height=6,
             columns=(
                 Column(name="service", title="Service"),
                 Column(name="reason", title="Reason"),

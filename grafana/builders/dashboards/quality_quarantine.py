@@ -43,6 +43,7 @@ def quarantine() -> tuple[Panel, ...]:
             display_name="${__field.labels.reason}",
             interval="1m",
             width=12,
+            height=7,
         ),
         table(
             title="What became of it",
@@ -57,6 +58,7 @@ def quarantine() -> tuple[Panel, ...]:
             unit="short",
             no_value=EMPTY_QUARANTINE,
             width=12,
+            height=7,
             columns=(
                 Column(name="reason", title="Reason"),
                 Column(name="items", title="Items", unit="short", width=80),
@@ -86,7 +88,7 @@ def quarantine() -> tuple[Panel, ...]:
             unit="short",
             no_value="No conflicts in this time",
             width=24,
-            height=7,
+            height=6,
             columns=(
                 TENANT,
                 Column(name="item", title="Metric, span or event"),
@@ -119,13 +121,14 @@ def unknown() -> tuple[Panel, ...]:
             unit="short",
             no_value="Every meter with usage has a definition",
             width=12,
+            height=6,
             columns=(
                 METER,
                 Column(name="tenants", title="Tenants", unit="short", width=90),
                 Column(name="quantity", title="Quantity", unit="short"),
                 Column(name="measurements", title="Measurements", unit="short"),
-                Column(name="first_day", title="First day"),
-                Column(name="last_day", title="Last day"),
+                Column(name="first_day", title="First day", unit="time:YYYY-MM-DD", width=105),
+                Column(name="last_day", title="Last day", unit="time:YYYY-MM-DD", width=105),
             ),
         ),
         table(
@@ -141,6 +144,7 @@ def unknown() -> tuple[Panel, ...]:
             unit="short",
             no_value="No unknown meters in quarantine",
             width=12,
+            height=6,
             columns=(
                 Column(name="item", title="Metric, span or event"),
                 Column(name="reason", title="Reason"),
@@ -163,7 +167,7 @@ def unknown() -> tuple[Panel, ...]:
             unit="short",
             no_value="Nothing was corrected",
             width=24,
-            height=7,
+            height=6,
             columns=(
                 TENANT,
                 METER,

@@ -75,12 +75,16 @@ _TO_TENANT = dashboard_link(
 )
 _TENANT = Column(name="tenant", title="Tenant", links=(_TO_TENANT,))
 _METER = Column(name="meter", title="Meter")
-_FILTER = Column(name="filter", title="Only where")
+_FILTER = Column(name="filter", title="Only where", width=270)
+_DAY = "time:YYYY-MM-DD"
 _SHARE = Column(
     name="share", title="Used", unit="percentunit", decimals=1, cell="gauge", steps=USED, maximum=1
 )
 _SHORT: Steps = ((None, BAD), (86_400, WARNING), (7 * 86_400, GOOD))
-_SHOWN_FILTER = "if(filter = '{}', '', filter) AS filter"
+_SHOWN_FILTER = (
+    "arrayStringConcat(arrayMap(name -> concat(name, ' = ', arrayStringConcat("
+    "JSONExtract(filter, name, 'Array(String)'), ', ')), JSONExtractKeys(filter)), ' and ') AS filter"
+)
 
 
 def build() -> Dashboard:
@@ -196,7 +200,7 @@ def _used() -> Panel:
         ),
         unit="short",
         no_value=NO_QUOTAS,
-        height=11,
+        height=8,
         columns=(
             _TENANT,
             _METER,
@@ -231,6 +235,7 @@ def _lasting() -> Panel:
             f"FROM {PROJECTED} WHERE lasts IS NOT NULL ORDER BY lasts, tenant, meter, quota_id LIMIT 200"
         ),
         unit="short",
+        height=7,
         no_value="No quota in force is being used",
         columns=(
             _TENANT,
@@ -280,7 +285,8 @@ def _used_up() -> tuple[Panel, ...]:
             decimals=0,
             no_value=empty,
             steps=((None, BAD),),
-            width=8,
+            width=6,
+            height=7,
             data_links=(
                 dashboard_link(
                     "All usage of this tenant",
@@ -301,13 +307,14 @@ def _used_up() -> tuple[Panel, ...]:
             ),
             unit="short",
             no_value=empty,
-            width=16,
+            width=18,
+            height=7,
             columns=(
                 _TENANT,
                 _METER,
                 Column(name="period_name", title="Period", width=90),
-                Column(name="period_start", title="From"),
-                Column(name="period_end", title="To"),
+                Column(name="period_start", title="From", unit=_DAY, width=105),
+                Column(name="period_end", title="To", unit=_DAY, width=105),
                 _SHARE,
                 Column(name="beyond", title="Beyond the limit", unit="short"),
                 Column(name="units", title="Limit", unit="short"),
@@ -336,6 +343,7 @@ def _without() -> Panel:
             "GROUP BY tenant ORDER BY measurements DESC, tenant LIMIT 200"
         ),
         unit="short",
+        height=7,
         no_value="All usage in this time has a quota",
         columns=(
             _TENANT_ALONE,

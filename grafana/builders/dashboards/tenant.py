@@ -18,7 +18,8 @@ _TO_EVENTS: Final = dashboard_link(
     values={"meter": "${__data.fields.meter}"},
 )
 _QUOTA_NAME: Final = (
-    "concat(toString(meter), ' per ', toString(period), if(filter = '{}', '', concat(' ', filter)))"
+    "concat(toString(meter), ' per ', toString(period), if(filter = '{}', '', concat(', ', arrayStringConcat(arrayMap(name -> arrayStringConcat("
+    "JSONExtract(filter, name, 'Array(String)'), ', '), JSONExtractKeys(filter)), ', '))))"
 )
 
 
@@ -169,8 +170,8 @@ def _quota_table() -> Panel:
         unit="locale",
         no_value="-",
         columns=(
-            Column(name="quota", title="Quota"),
-            Column(name="enforcement", title="Kind", width=70),
+            Column(name="quota", title="Quota", width=250),
+            Column(name="enforcement", title="Kind", width=60),
             Column(name="used", title="Used"),
             Column(name="quota_limit", title="Limit"),
             Column(
@@ -183,7 +184,7 @@ def _quota_table() -> Panel:
                 width=70,
             ),
             Column(name="remaining", title="Remaining"),
-            Column(name="resets_at", title="Begins anew", unit="dateTimeAsIso", width=170),
+            Column(name="resets_at", title="Begins anew", unit="dateTimeAsIso", width=150),
         ),
         width=12,
         height=8,
@@ -219,7 +220,7 @@ def _last_events() -> Panel:
         no_value="-",
         pages=True,
         columns=(
-            Column(name="time", title="Time", unit="dateTimeAsIso", width=170),
+            Column(name="time", title="Time", unit="dateTimeAsIso", width=150),
             Column(name="meter", title="Meter", links=(_TO_EVENTS,)),
             Column(name="quantity", title="Quantity"),
             Column(name="service", title="Service"),
