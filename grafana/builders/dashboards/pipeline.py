@@ -301,14 +301,12 @@ def _writer() -> tuple[Panel, ...]:
             "Rows stored in events, quarantine and corrections.",
             counts("writer", "out", "labels['table']"),
             width=12,
-            height=7,
         ),
         _bars(
             "Rows of failed attempts, by reason",
             "Rows of attempts that failed. None of them is lost: they wait in the spool and are tried again.",
             counts("writer", "refused", "toString(reason)"),
             width=12,
-            height=7,
         ),
     )
 
