@@ -133,7 +133,7 @@ def _count(title: str, text: str, query: str, steps: Steps) -> Panel:
 
 def _figures() -> tuple[Panel, ...]:
     counted = f"FROM {IN_FORCE} HAVING count() > 0"
-    is_early = f"share < 1 AND lasts < {_TO_END}"
+    is_early = f"lasts < {_TO_END}"
     return (
         _count(
             "Quotas in force",
