@@ -26,7 +26,7 @@ _NULL: Final = {
 _ANY_TABLE: Final = (
     # `no_value` is for a panel without rows; in a cell it would stand in place of each empty value.
     Column(name="/.*/", matcher="byRegexp", properties={"noValue": _NOTHING, "mappings": [_NULL]}),
-    Column(name="/^meter$/", matcher="byRegexp", properties={"custom.width": 180}),
+    Column(name="/^meter$/", matcher="byRegexp", properties={"custom.width": 190}),
     Column(name="time", matcher="byType", properties={"custom.width": 150}),
 )
 """What holds in all tables, before a table's own columns. Columns share what is left, and are 150 wide at least where `min_width` says nothing."""

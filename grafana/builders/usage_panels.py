@@ -96,7 +96,7 @@ QUOTA_SHARE: Final = "if(quantity_limit = 0, if(quantity_used > 0, 1, 0), toFloa
 
 
 def usage_table(
-    *, links: Sequence[Link] = (), count_tenants: bool = True, width: int = 12
+    *, links: Sequence[Link] = (), count_tenants: bool = True, width: int = 13
 ) -> Panel:
     """Usage of each meter beside the period before; `count_tenants`: and how many tenants had any."""
     return table(
@@ -108,8 +108,8 @@ def usage_table(
         no_value="-",
         columns=(
             Column(name="meter", title="Meter", links=links),
-            Column(name="unit", title="Unit", width=90),
-            Column(name="aggregation", title="Read as", width=130),
+            Column(name="unit", title="Unit", width=95),
+            Column(name="aggregation", title="Read as", width=135),
             Column(name="usage", title="Usage"),
             Column(name="previous", title="Period before"),
             change_column(),
@@ -120,24 +120,25 @@ def usage_table(
     )
 
 
-def month_table(width: int = 12) -> Panel:
+def month_table(width: int = 11) -> Panel:
     """Where the month is heading."""
     return table(
         title="Month to date and projection",
         description="The calendar month (UTC) that holds the end of the chosen time: used until then, and at the "
-        "month's end if usage goes on at the same rate; from its second day on. Only meters that add up "
+        "month's end if usage goes on at the same rate; from its second day on. The change is that of the projection "
+        "beside the last month. Only meters that add up "
         "(sum and count) can be projected.",
         sql=usage_sql.by_month_end(),
-        unit="locale",
+        unit="short",
         no_value="-",
-        decimals=0,
+        decimals=1,
         columns=(
             Column(name="meter", title="Meter"),
-            Column(name="unit", title="Unit", width=90),
-            Column(name="month_to_date", title="Month to date"),
+            Column(name="unit", title="Unit", width=85),
+            Column(name="month_to_date", title="To date"),
             Column(name="projected", title="Projected"),
             Column(name="last_month", title="Last month"),
-            change_column("Change"),
+            change_column(),
         ),
         width=width,
         height=10,

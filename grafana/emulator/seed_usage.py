@@ -233,7 +233,7 @@ def _moments(
     at = begin
     while at < now:
         age = now - at
-        parts = 36 if age <= timedelta(hours=3) else 6 if age <= timedelta(hours=27) else 1
+        parts = 36 if age <= timedelta(hours=3) else 6 if age <= timedelta(hours=51) else 1
         moment = at + timedelta(milliseconds=int(random.uniform(0, step / parts) * 1000))
         if moment < now:
             yield moment, 180 // parts

@@ -33,6 +33,7 @@ def answer(
     title: str,
     length: timedelta,
     *,
+    end: datetime = NOW,
     scoped: str | None = None,
     ref_id: str = "A",
     **chosen: Value,
@@ -45,7 +46,7 @@ def answer(
         "event": "",
         "dimension": "gen_ai.request.model",
     }
-    context = Context(time=TimeRange.last(length, NOW), variables={**defaults, **chosen})
+    context = Context(time=TimeRange.last(length, end), variables={**defaults, **chosen})
     if scoped is not None:
         context = context.within("meter", scoped)
     (panel,) = [one for one in panels_of(DASHBOARDS[dashboard]) if one["title"] == title]
@@ -71,24 +72,27 @@ def near(expected: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("length", "tenant"),
+    ("length", "tenant", "end"),
     [
-        (RANGES["1h"], ("acme",)),
-        (RANGES["24h"], ("acme", "hooli")),
-        (RANGES["24h"], ALL),
-        (RANGES["30d"], ALL),
+        (RANGES["1h"], ("acme",), NOW),
+        (RANGES["24h"], ("acme", "hooli"), NOW),
+        (RANGES["24h"], ALL, NOW),
+        (RANGES["30d"], ALL, NOW),
+        (RANGES["24h"], ALL, NOW - timedelta(days=10)),
+        # Nothing any more: what there was is of the period before.
+        (RANGES["1h"], ALL, NOW + timedelta(hours=1, minutes=1)),
     ],
     ids=str,
 )
 def test_usage_of_each_meter_and_of_the_period_before(
-    used: Used, length: timedelta, tenant: tuple[str, ...]
+    used: Used, length: timedelta, tenant: tuple[str, ...], end: datetime
 ) -> None:
     store, events = used
     chosen = [one for one in events if tenant == ALL or one.tenant in tenant]
-    now = oracle.groups(oracle.shown(chosen, length), lambda one: one.meter)
-    past = oracle.groups(oracle.before(chosen, length), lambda one: one.meter)
+    now = oracle.groups(oracle.shown(chosen, length, end), lambda one: one.meter)
+    past = oracle.groups(oracle.before(chosen, length, end), lambda one: one.meter)
 
-    found = rows(store, "overview", "Usage by meter", length, tenant=tenant)
+    found = rows(store, "overview", "Usage by meter", length, tenant=tenant, end=end)
 
     assert [row["meter"] for row in found] == sorted(now | past)
     for row in found:
@@ -100,8 +104,8 @@ def test_usage_of_each_meter_and_of_the_period_before(
         assert row["tenants"] == len({one.tenant for one in now.get(meter, [])})
         assert row["unit"] == oracle.UNIT.get(meter, "")
         assert row["aggregation"] == (oracle.AGGREGATION[meter] or "sum, no definition")
-        if previous:
-            assert row["change"] == pytest.approx((row["usage"] or 0) / row["previous"] - 1)
+        if previous and usage is not None:
+            assert row["change"] == pytest.approx(row["usage"] / row["previous"] - 1)
 
 
 def test_a_chosen_meter_is_the_only_one(used: Used) -> None:

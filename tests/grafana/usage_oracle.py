@@ -82,16 +82,16 @@ def begin_of(length: timedelta, moment: datetime) -> datetime:
     return hour if length <= timedelta(days=8) else hour.replace(hour=0)
 
 
-def shown(of: Usages, length: timedelta) -> Usages:
-    """The events of the chosen time."""
-    begin = begin_of(length, NOW - length)
-    return [one for one in of if begin <= one.at]
+def shown(of: Usages, length: timedelta, end: datetime = NOW) -> Usages:
+    """The events of the chosen time; the minute, hour or day that holds its end counts as a whole."""
+    begin = begin_of(length, end - length)
+    return [one for one in of if begin <= one.at and begin_of(length, one.at) <= end]
 
 
-def before(of: Usages, length: timedelta) -> Usages:
+def before(of: Usages, length: timedelta, end: datetime = NOW) -> Usages:
     """The events of the period before."""
-    begin, end = begin_of(length, NOW - 2 * length), begin_of(length, NOW - length)
-    return [one for one in of if begin <= one.at < end]
+    begin, there = begin_of(length, end - 2 * length), begin_of(length, end - length)
+    return [one for one in of if begin <= one.at < there]
 
 
 def bar_of(length: timedelta, moment: datetime) -> datetime:

@@ -160,7 +160,7 @@ def _table() -> Panel:
             Column(
                 name="event",
                 title="Event",
-                width=310,
+                width=335,
                 links=(
                     dashboard_link(
                         "All of this event",

@@ -1,5 +1,6 @@
 """API keys: which work, which end soon, what each sends, and who is turned away."""
 
+from grafana.builders.bars import on_grid
 from grafana.builders.dashboard import Annotation, Dashboard
 from grafana.builders.layout import Row
 from grafana.builders.panel import (
@@ -214,6 +215,7 @@ def _all() -> Panel:
             Column(
                 name="remaining",
                 title="Ends in",
+                width=100,
                 unit="s",
                 decimals=1,
                 cell="color-text",
@@ -286,10 +288,11 @@ def _refused() -> tuple[Panel, ...]:
             title="Refused attempts by reason",
             description="Requests whose key was refused. unknown: nobody has this key. scope, tenant: the key is good, "
             "but not for this.",
-            sql=(
+            sql=on_grid(
                 "SELECT $__timeInterval(at) AS time, toString(reason) AS reason, sum(value) AS requests "
-                f"FROM metering.pipeline_stats WHERE {counted('refused')} "
-                "GROUP BY time, reason ORDER BY time, reason LIMIT 20000"
+                f"FROM metering.pipeline_stats WHERE {counted('refused')} GROUP BY time, reason",
+                "reason",
+                "requests",
             ),
             unit="short",
             no_value=empty,
@@ -322,6 +325,7 @@ def _refused() -> tuple[Panel, ...]:
                 Column(
                     name="attempts",
                     title="Attempts",
+                    width=90,
                     unit="short",
                     cell="color-text",
                     steps=((None, BAD),),

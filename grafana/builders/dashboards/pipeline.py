@@ -243,7 +243,7 @@ def _ingest() -> tuple[Panel, ...]:
                     links=(dashboard_link("API keys", "metering-keys"),),
                 ),
                 Column(name="name", title="Name"),
-                Column(name="items", title="Uses", unit="short"),
+                Column(name="items", title="Uses", unit="short", width=80),
                 Column(name="last_at", title="Last", unit="dateTimeFromNow"),
             ),
         ),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from grafana.builders import sql
+from grafana.builders.bars import on_grid
 
 STATS: Final = "metering.pipeline_stats"
 
@@ -55,11 +56,11 @@ def rates(stage: str, names: Sequence[tuple[str, str]]) -> str:
 
 def counts(stage: str, names: Sequence[str] | str, label: str, where: str = "1") -> str:
     """Counts by time and `label`."""
-    return (
+    rows = (
         f"SELECT $__timeInterval(at) AS time, {label} AS label, sum(value) AS count FROM {STATS} "
-        f"WHERE {counted(stage, names)} AND {where} "
-        "GROUP BY time, label ORDER BY time, label LIMIT 20000"
+        f"WHERE {counted(stage, names)} AND {where} GROUP BY time, label"
     )
+    return on_grid(rows, "label", "count")
 
 
 def levels(stage: str, name: str, label: str = "instance") -> str:

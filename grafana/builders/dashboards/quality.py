@@ -173,8 +173,8 @@ def _reconciliation() -> tuple[Panel, ...]:
             width=14,
             columns=(
                 METER,
-                Column(name="raw_quantity", title="Events", unit="short"),
-                Column(name="rolled_quantity", title="Rollup", unit="short"),
+                Column(name="raw_quantity", title="Events", unit="short", width=100),
+                Column(name="rolled_quantity", title="Rollup", unit="short", width=100),
                 Column(
                     name="difference",
                     title="Differ by",
@@ -247,7 +247,7 @@ def _times() -> tuple[Panel, ...]:
                 "HAVING count() > 0) ARRAY JOIN counts AS events, steps AS step LIMIT 10"
             ),
             x="step",
-            unit="short",
+            unit="locale",
             no_value="No usage in this time",
             width=12,
         ),
@@ -266,10 +266,12 @@ def _times() -> tuple[Panel, ...]:
             columns=(
                 TENANT,
                 METER,
-                Column(name="late", title="Late events", unit="short"),
-                Column(name="share", title="Of its events", unit="percentunit", decimals=1),
-                Column(name="p99", title="99 % within", unit="s", decimals=1),
-                Column(name="longest", title="Latest", unit="s", decimals=1),
+                Column(name="late", title="Late events", unit="short", width=110),
+                Column(
+                    name="share", title="Of its events", unit="percentunit", decimals=1, width=110
+                ),
+                Column(name="p99", title="99 % within", unit="s", decimals=1, width=110),
+                Column(name="longest", title="Latest", unit="s", decimals=1, width=110),
             ),
         ),
         table(
@@ -289,9 +291,9 @@ def _times() -> tuple[Panel, ...]:
                 TENANT,
                 METER,
                 Column(name="service", title="Service"),
-                Column(name="events", title="Events", unit="short"),
-                Column(name="furthest", title="Ahead by up to", unit="s", decimals=1),
-                Column(name="last_at", title="Last", unit="dateTimeFromNow"),
+                Column(name="events", title="Events", unit="short", width=80),
+                Column(name="furthest", title="Ahead by up to", unit="s", decimals=1, width=120),
+                Column(name="last_at", title="Last", unit="dateTimeFromNow", width=120),
             ),
         ),
         table(
@@ -311,7 +313,7 @@ def _times() -> tuple[Panel, ...]:
             columns=(
                 Column(name="service", title="Service"),
                 Column(name="reason", title="Reason"),
-                Column(name="items", title="Items", unit="short"),
+                Column(name="items", title="Items", unit="short", width=80),
                 Column(name="earliest", title="Earliest"),
                 Column(name="latest", title="Latest"),
             ),

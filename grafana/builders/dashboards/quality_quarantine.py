@@ -1,6 +1,7 @@
 """Data quality: what is in quarantine, what nobody defined, and what was corrected."""
 
 from grafana.builders import sql
+from grafana.builders.bars import on_grid
 from grafana.builders.panel import MUTED, NEUTRAL, WARNING, Column, Panel, dashboard_link
 from grafana.builders.panels import table, timeseries
 
@@ -32,16 +33,18 @@ def quarantine() -> tuple[Panel, ...]:
         timeseries(
             title="Into quarantine, by reason",
             description="Items that went into quarantine: valid, and not to be billed as they are.",
-            sql=(
+            sql=on_grid(
                 "SELECT $__timeInterval(ingested_at) AS time, toString(reason) AS reason, toFloat64(count()) AS items "
-                f"FROM {ARRIVED} GROUP BY time, reason ORDER BY time, reason LIMIT 20000"
+                f"FROM {ARRIVED} GROUP BY time, reason",
+                "reason",
+                "items",
             ),
             unit="short",
             no_value=EMPTY_QUARANTINE,
             bars=True,
             stacked=True,
             display_name="${__field.labels.reason}",
-            interval="1m",
+            interval="5m",
             width=12,
             height=7,
         ),
@@ -147,11 +150,11 @@ def unknown() -> tuple[Panel, ...]:
             height=6,
             columns=(
                 Column(name="item", title="Metric, span or event"),
-                Column(name="reason", title="Reason"),
+                Column(name="reason", title="Reason", width=120),
                 Column(name="tenants", title="Tenants", unit="short", width=90),
                 Column(name="items", title="Items", unit="short", width=80),
                 Column(name="open", title="Open", unit="short", width=80),
-                Column(name="last_at", title="Last", unit="dateTimeFromNow"),
+                Column(name="last_at", title="Last", unit="dateTimeFromNow", width=120),
             ),
         ),
         table(

@@ -75,7 +75,7 @@ _TO_TENANT = dashboard_link(
 )
 _TENANT = Column(name="tenant", title="Tenant", links=(_TO_TENANT,))
 _METER = Column(name="meter", title="Meter")
-_FILTER = Column(name="filter", title="Only where", width=270)
+_FILTER = Column(name="filter", title="Only where", width=300)
 _DAY = "time:YYYY-MM-DD"
 _SHARE = Column(
     name="share", title="Used", unit="percentunit", decimals=1, cell="gauge", steps=USED, maximum=1
@@ -133,7 +133,7 @@ def _count(title: str, text: str, query: str, steps: Steps) -> Panel:
 
 def _figures() -> tuple[Panel, ...]:
     counted = f"FROM {IN_FORCE} HAVING count() > 0"
-    is_early = f"share < 1 AND lasts < {_TO_END}"
+    is_early = f"lasts < {_TO_END}"
     return (
         _count(
             "Quotas in force",
@@ -315,8 +315,15 @@ def _used_up() -> tuple[Panel, ...]:
                 Column(name="period_name", title="Period", width=90),
                 Column(name="period_start", title="From", unit=_DAY, width=105),
                 Column(name="period_end", title="To", unit=_DAY, width=105),
-                _SHARE,
-                Column(name="beyond", title="Beyond the limit", unit="short"),
+                Column(
+                    name="share",
+                    title="Used",
+                    unit="percentunit",
+                    decimals=1,
+                    cell="color-text",
+                    steps=USED,
+                ),
+                Column(name="beyond", title="Beyond", unit="short"),
                 Column(name="units", title="Limit", unit="short"),
                 Column(name="enforced", title="Enforcement", width=110),
                 _FILTER,

@@ -70,7 +70,7 @@ def build() -> Dashboard:
                         name="value",
                         title="Usage by $dimension over time",
                         by="the chosen dimension",
-                        width=12,
+                        width=16,
                     ),
                     usage_panels.largest_panel(
                         label=_LABEL,
@@ -149,7 +149,7 @@ def _quota_gauges() -> Panel:
         steps=USED,
         maximum=1,
         decimals=0,
-        width=12,
+        width=9,
         height=8,
     )
 
@@ -170,8 +170,8 @@ def _quota_table() -> Panel:
         unit="locale",
         no_value="-",
         columns=(
-            Column(name="quota", title="Quota", width=250),
-            Column(name="enforcement", title="Kind", width=60),
+            Column(name="quota", title="Quota", width=240),
+            Column(name="enforcement", title="Kind", width=70),
             Column(name="used", title="Used"),
             Column(name="quota_limit", title="Limit"),
             Column(
@@ -186,7 +186,7 @@ def _quota_table() -> Panel:
             Column(name="remaining", title="Remaining"),
             Column(name="resets_at", title="Begins anew", unit="dateTimeAsIso", width=150),
         ),
-        width=12,
+        width=15,
         height=8,
     )
 
@@ -222,13 +222,13 @@ def _last_events() -> Panel:
         columns=(
             Column(name="time", title="Time", unit="dateTimeAsIso", width=150),
             Column(name="meter", title="Meter", links=(_TO_EVENTS,)),
-            Column(name="quantity", title="Quantity"),
-            Column(name="service", title="Service"),
+            Column(name="quantity", title="Quantity", width=130),
+            Column(name="service", title="Service", width=120),
             Column(name="dimensions", title="Dimensions"),
             Column(
                 name="event",
                 title="Event",
-                width=310,
+                width=335,
                 links=(
                     dashboard_link(
                         "This event",
