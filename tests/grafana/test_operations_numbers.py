@@ -243,10 +243,10 @@ def test_how_long_quotas_last(store: Store) -> None:
 
     found = rows(store, QUOTA, "Time until a quota is used up", last(1))
 
-    assert {(row["tenant"], row["meter"], row["shown_filter"] != "") for row in found} == set(mine)
+    assert {(row["tenant"], row["meter"], row["filter"] != "") for row in found} == set(mine)
     assert [row["lasts"] for row in found] == sorted(row["lasts"] for row in found)
     for row in found:
-        quota = mine[row["tenant"], row["meter"], row["shown_filter"] != ""]
+        quota = mine[row["tenant"], row["meter"], row["filter"] != ""]
         left, limit = float(quota.limit - quota.used), float(quota.limit)
         assert row["lasts"] == approx(left / per_second(quota))
         if quota.end is None:
