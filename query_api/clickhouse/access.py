@@ -3,7 +3,7 @@
 import base64
 import binascii
 import hmac
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,14 +19,13 @@ from query_api.clickhouse.errors import (
 )
 from query_api.problems import RateLimitedError
 from query_api.rate_limits import RateLimits
-from query_api.tokens import PREFIX, authenticate_token
-from receiver.store.keys import ApiKeys, Principal, Scope
+from query_api.tokens import PREFIX, authenticate_token, refusal
+from receiver.store.keys import ApiKeys, Principal, Refusal, Refused, Scope
 
 READER: Final = "grafana_reader"
 ADMINISTRATOR: Final = "admin"
-
-NoteKey = Callable[[str, str], None]
-"""Told of a key that was shown: its id, and why it was refused; empty: it was not."""
+TRANSPORT: Final = "clickhouse"
+"""As keys are counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,17 +72,7 @@ class Access:
             return self._administrator(password)
         if name != READER:
             raise _failed(name)
-        principal = self._principal(password)
-        if principal is None:
-            raise _failed(name)
-        if not principal.may(Scope.QUERY):
-            raise ClickHouseError(
-                ACCESS_DENIED, f"key {principal.key_id} has no scope query; use a key that has it"
-            )
-        if principal.meters is not None:
-            raise ClickHouseError(
-                ACCESS_DENIED, "the token is for some meters only; use one that is not, or a key"
-            )
+        principal = self._reader(password)
         try:
             self._limits.check(principal)
         except RateLimitedError as error:
@@ -91,6 +80,25 @@ class Access:
                 QUOTA_EXCEEDED, str(error), retry_after_seconds=error.retry_after_seconds
             ) from error
         return User(tenant=principal.tenant_id, is_administrator=False)
+
+    def _reader(self, password: str) -> Principal:
+        """Whose key it is; what becomes of it is counted."""
+        counts = self._keys.counts
+        principal = self._principal(password)
+        if principal is None:
+            if password:
+                counts.refused(TRANSPORT, refusal(password, self._keys))
+            raise _failed(READER)
+        reason = ""
+        if not principal.may(Scope.QUERY):
+            reason = f"key {principal.key_id} has no scope query; use a key that has it"
+        elif principal.meters is not None:
+            reason = "the token is for some meters only; use one that is not, or a key"
+        if reason:
+            counts.refused(TRANSPORT, Refusal(Refused.SCOPE, principal.key_id))
+            raise ClickHouseError(ACCESS_DENIED, reason)
+        counts.passed(TRANSPORT, principal.key_id)
+        return principal
 
     def _administrator(self, password: str) -> User:
         if self._password is None or not hmac.compare_digest(

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,14 +12,16 @@ from query_api.clickhouse.errors import (
     READONLY,
     SYNTAX_ERROR,
     UNKNOWN_DATABASE,
+    UNKNOWN_TABLE,
     ClickHouseError,
+    NotReadableError,
 )
 from query_api.clickhouse.guard import Reader, check_tokens, check_tree
 from query_api.clickhouse.native import CUSTOM_SERIALIZATION_REVISION, header, hello
 from query_api.clickhouse.statement import Question, split_insert, split_question
 from query_api.clickhouse.tokens import Kind, escape, quote
 from query_api.clickhouse.tree import parse_tree
-from receiver.store.client import EngineError, Store
+from receiver.store.client import LIMIT_ERRORS, EngineError, Store
 from receiver.store.tables import DATABASE
 
 DEFAULT_FORMAT: Final = "TabSeparated"
@@ -40,6 +42,7 @@ _ALONE: Final[Mapping[str, int]] = {
     "query_plan_optimize_prewhere": 0,
     "query_plan_merge_filters": 0,
     "query_plan_filter_push_down": 0,
+    "enable_join_runtime_filters": 0,
     # Says how many rows were read.
     "output_format_write_statistics": 0,
 }
@@ -56,8 +59,8 @@ _ALWAYS: Final[Mapping[str, int]] = {
 
 _SETTINGS_TABLE: Final = frozenset({"system.settings"})
 
-_TOLD: Final = frozenset({46, 47, 60, 62, 81, 115, 158, 159, 215, 241, 307, 394, 396})
-"""Errors whose words tell nothing of rows."""
+_TOLD: Final = frozenset({42, 43, 46, 47, 60, 62, 81, 115, 184, 215, 456})
+"""Errors of the analysis: their words are about the statement, and never about rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +171,8 @@ class Engine:
             )
         try:
             return self._read(call, tenant)
+        except NotReadableError as error:
+            raise self._explained(error) from error
         except EngineError as error:
             raise _shown(error, is_bound=tenant is not None) from error
 
@@ -177,7 +182,7 @@ class Engine:
         Raises:
             ClickHouseError: It failed.
         """
-        store, database = self._administrators, call.database or DATABASE
+        store, database = self._administrators, call.database or "default"
         try:
             insert = split_insert(call.sql)
             if insert is None:
@@ -234,10 +239,12 @@ class Engine:
             forced["readonly"] = 2
         clause = _clause({**settings, **forced})
         body = self._readers.ask(
-            f"{question.core}\n FORMAT {format_name}\n SETTINGS {clause}", parameters
+            f"{question.core}\n FORMAT {format_name}\n SETTINGS {clause}",
+            parameters,
+            database=DATABASE,
         )
         if not body and format_name == "Native" and _is_select(question):
-            body = self._header(question.core, parameters, clause)
+            body = _header(self._readers, question.core, parameters, clause, DATABASE)
         return Answer(body=body, format=format_name)
 
     def _order(self, call: Call, database: str) -> Answer:
@@ -265,7 +272,7 @@ class Engine:
             database=database,
         )
         if not body and format_name == "Native" and _is_select(question):
-            body = self._header(question.core, parameters, clause, store, database)
+            body = _header(store, question.core, parameters, clause, database)
         return Answer(body=body, format=format_name)
 
     def _canonical(self, store: Store, sql: bytes) -> str:
@@ -292,15 +299,26 @@ class Engine:
             and call.protocol >= CUSTOM_SERIALIZATION_REVISION
         )
 
+    def _explained(self, error: NotReadableError) -> ClickHouseError:
+        """A table that is not there is not one that is not for this reader."""
+        database, _, table = error.table.partition(".")
+        if database != DATABASE or self._existing([table]):
+            return error
+        return ClickHouseError(
+            UNKNOWN_TABLE, f"Unknown table expression identifier '{error.table}'"
+        )
+
+    def _existing(self, names: Iterable[str]) -> list[str]:
+        """Those of the names that tables have."""
+        listed = ", ".join(quote(name) for name in sorted(names))
+        sql = f"SELECT name FROM system.tables WHERE database = '{DATABASE}' AND name IN ({listed})"  # noqa: S608 - quoted
+        return _column(self._readers, sql)
+
     def _check_absent(self, names: frozenset[str]) -> None:
         """What a statement calls by its own names must not be tables that a reader cannot read."""
         if not names:
             return
-        listed = ", ".join(quote(name) for name in sorted(names))
-        found = _column(
-            self._readers,
-            f"SELECT name FROM system.tables WHERE database = '{DATABASE}' AND name IN ({listed})",  # noqa: S608 - quoted
-        )
+        found = self._existing(names)
         if found:
             raise ClickHouseError(
                 READONLY, f"{', '.join(found)} is the name of a table here; take another name"
@@ -320,21 +338,17 @@ class Engine:
             **_ALWAYS,
         }
 
-    def _header(
-        self,
-        core: str,
-        parameters: Mapping[str, str],
-        clause: str,
-        store: Store | None = None,
-        database: str = DATABASE,
-    ) -> bytes:
-        """The columns of an answer that has no rows."""
-        rows = (store or self._readers).ask(
-            f"DESCRIBE TABLE ({core})\n FORMAT JSONCompactEachRow\n SETTINGS {clause}",
-            parameters,
-            database=database,
-        )
-        return header([(row[0], row[1]) for row in map(json.loads, rows.splitlines())])
+
+def _header(
+    store: Store, core: str, parameters: Mapping[str, str], clause: str, database: str
+) -> bytes:
+    """The columns of an answer that has no rows."""
+    rows = store.ask(
+        f"DESCRIBE TABLE ({core})\n FORMAT JSONCompactEachRow\n SETTINGS {clause}",
+        parameters,
+        database=database,
+    )
+    return header([(row[0], row[1]) for row in map(json.loads, rows.splitlines())])
 
 
 def _used(question: Question, parameters: Mapping[str, str]) -> dict[str, str]:
@@ -401,7 +415,8 @@ def _shown(error: EngineError, *, is_bound: bool) -> ClickHouseError:
     """What a reader is told."""
     if is_bound and error.code not in _TOLD:
         name = re.search(r"\(([A-Z0-9_]+)\)\s*$", str(error))
-        return ClickHouseError(error.code, f"the statement failed ({name[1] if name else 'ERROR'})")
+        words = LIMIT_ERRORS.get(error.code, "the statement failed")
+        return ClickHouseError(error.code, f"{words} ({name[1] if name else 'ERROR'})")
     return ClickHouseError(error.code, _plain(error))
 
 

@@ -6,8 +6,8 @@ from otel_metering.errors import MeteringError
 
 NAMES: Final = {
     36: "BAD_ARGUMENTS",
-    47: "UNKNOWN_IDENTIFIER",
     48: "NOT_IMPLEMENTED",
+    60: "UNKNOWN_TABLE",
     62: "SYNTAX_ERROR",
     73: "UNKNOWN_FORMAT",
     81: "UNKNOWN_DATABASE",
@@ -25,6 +25,7 @@ NAMES: Final = {
 
 BAD_ARGUMENTS: Final = 36
 NOT_IMPLEMENTED: Final = 48
+UNKNOWN_TABLE: Final = 60
 SYNTAX_ERROR: Final = 62
 UNKNOWN_FORMAT: Final = 73
 UNKNOWN_DATABASE: Final = 81
@@ -72,6 +73,18 @@ class ClickHouseError(MeteringError):
         super().__init__(message if message.endswith(ending) else message + ending)
         self.code = code
         self.retry_after_seconds = retry_after_seconds
+
+
+class NotReadableError(ClickHouseError):
+    """A reader asks for a table that it cannot read.
+
+    Attributes:
+        table: Its qualified name.
+    """
+
+    def __init__(self, table: str) -> None:
+        super().__init__(ACCESS_DENIED, f"Not enough privileges: there is no grant to read {table}")
+        self.table = table
 
 
 def status_of(code: int) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from query_api.clickhouse.errors import ACCESS_DENIED, READONLY, ClickHouseError
+from query_api.clickhouse.errors import ACCESS_DENIED, READONLY, ClickHouseError, NotReadableError
 from query_api.clickhouse.policy import FILTERED, READABLE, TABLE_FUNCTIONS, Functions
 from query_api.clickhouse.tokens import Kind, Token
 from query_api.clickhouse.tree import Node
@@ -26,6 +26,8 @@ _NODES: Final = frozenset(
 _MANY_COLUMNS: Final = frozenset(
     {"Asterisk", "QualifiedAsterisk", "ColumnsListMatcher", "ColumnsRegexpMatcher"}
 )
+
+_BEGINNINGS: Final = frozenset({"SELECT", "WITH", "SHOW", "DESCRIBE", "EXISTS"})
 
 _LISTS: Final = frozenset({"DATABASES", "TABLES", "COLUMNS"})
 
@@ -67,6 +69,10 @@ def check_tokens(tokens: Sequence[Token], reader: Reader) -> None:
     Raises:
         ClickHouseError: It writes a file, calls what it may not call, or takes a name that filters go by.
     """
+    if not tokens or not (tokens[0].is_word(*_BEGINNINGS) or tokens[0].text == "("):
+        raise ClickHouseError(
+            READONLY, "Cannot execute query in readonly mode: only questions are taken, as SELECT"
+        )
     for at, token in enumerate(tokens):
         following = tokens[at + 1] if at + 1 < len(tokens) else None
         if token.is_word("INTO") and following is not None and following.is_word("OUTFILE"):
@@ -75,8 +81,8 @@ def check_tokens(tokens: Sequence[Token], reader: Reader) -> None:
             raise ClickHouseError(
                 ACCESS_DENIED, "PREWHERE is not for a key that is bound to a tenant; use WHERE"
             )
-        if token.is_word("APPLY"):
-            raise ClickHouseError(ACCESS_DENIED, "APPLY is not offered here")
+        if token.is_word("APPLY", "PARALLEL"):
+            raise ClickHouseError(ACCESS_DENIED, f"{token.text} is not offered here")
         if token.kind is Kind.NAME and token.text.lower() in FILTERED:
             raise ClickHouseError(ACCESS_DENIED, f"Nothing may be called `{token.text}`")
         if token.kind is Kind.PARAMETER and "Identifier" in token.text:
@@ -168,9 +174,7 @@ def _check_function(name: str, functions: Functions) -> None:
 
 def _check_table(name: str) -> None:
     if _qualified(name) not in READABLE:
-        raise ClickHouseError(
-            ACCESS_DENIED, f"Not enough privileges: there is no grant to read {name}"
-        )
+        raise NotReadableError(_qualified(name))
 
 
 def _is_declared(name: str, tokens: Sequence[Token]) -> bool:

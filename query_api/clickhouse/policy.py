@@ -53,11 +53,12 @@ _HIDDEN: Final[Mapping[str, frozenset[str]]] = {
 }
 
 _HIDDEN_FROM_TENANTS: Final[Mapping[str, frozenset[str]]] = {
-    # How much there is of all tenants together.
+    # How much there is of all tenants together, and where.
     "system.tables": frozenset(
         {"total_rows", "total_bytes", "total_bytes_uncompressed", "parts", "active_parts"}
-        | {"total_marks", "lifetime_rows", "lifetime_bytes"}
+        | {"total_marks", "lifetime_rows", "lifetime_bytes", "data_paths", "metadata_path"}
     ),
+    "system.databases": frozenset({"data_path", "metadata_path"}),
     "system.columns": frozenset(
         {"data_compressed_bytes", "data_uncompressed_bytes", "marks_bytes"}
     ),

@@ -27,7 +27,6 @@ from otel_metering.errors import (
     MeteringError,
     UnavailableError,
 )
-from receiver.store.tables import DATABASE
 
 MAX_HANDLES: Final = 8
 """Handles open at once: writer, start-up load and a few readers; further callers wait for one."""
@@ -62,13 +61,14 @@ _ACCESS_ERRORS: Final = frozenset(
     }
 )
 
-_LIMIT_ERRORS: Final = {
+LIMIT_ERRORS: Final = {
     158: "it reads too many rows",  # TOO_MANY_ROWS
     159: "it takes too long",  # TIMEOUT_EXCEEDED
     241: "it needs too much memory",  # MEMORY_LIMIT_EXCEEDED
     394: "it was cancelled",  # QUERY_WAS_CANCELLED
     396: "its answer has too many rows",  # TOO_MANY_ROWS_OR_BYTES
 }
+"""Codes of what a statement may not cost -> words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,7 +248,7 @@ class Store:
         parameters: Mapping[str, str] | None = None,
         *,
         settings: Mapping[str, object] | None = None,
-        database: str = DATABASE,
+        database: str = "default",
     ) -> bytes:
         """Run one statement as it is; returns the bytes of its answer.
 
@@ -276,7 +276,7 @@ class Store:
         *,
         data_format: str,
         settings: Mapping[str, object],
-        database: str = DATABASE,
+        database: str = "default",
     ) -> int:
         """Insert data of any format that the engine reads; returns how many rows there were.
 
@@ -379,8 +379,8 @@ def _bindable(parameters: Mapping[str, object] | None) -> dict[str, object]:
 
 def _translate(error: ClickHouseError) -> MeteringError:
     code = _code(error)
-    if code in _LIMIT_ERRORS:
-        return ReadLimitError(_LIMIT_ERRORS[code])
+    if code in LIMIT_ERRORS:
+        return ReadLimitError(LIMIT_ERRORS[code])
     message = f"the database failed: {str(error).splitlines()[0]}"
     if code in _ACCESS_ERRORS:
         return AccessDeniedError(message)

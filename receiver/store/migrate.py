@@ -39,8 +39,13 @@ class Migration:
 
 
 def split(sql: str) -> list[str]:
-    """The statements of a file, in order; each ends its line with a semicolon."""
-    return [part.strip() for part in re.split(r";\s*$", sql, flags=re.M) if part.strip()]
+    """The statements of a file, in order; each ends its line with a semicolon.
+
+    A comment may have one at the end of a line, too: what has no statement is left out, because a server
+    refuses it.
+    """
+    parts = (part.strip() for part in re.split(r";\s*$", sql, flags=re.M))
+    return [part for part in parts if re.search(r"^(?!--).", part, flags=re.M)]
 
 
 def shipped() -> list[Migration]:

@@ -56,7 +56,7 @@ def grant(store: Store) -> bool:
         except AccessDeniedError:
             _log.warning(
                 "The user grafana_reader was not made: the user of METERING_CLICKHOUSE_URL may not do that. "
-                "Dashboards need it; run as an administrator: %s",
+                "Dashboards need it; run as an administrator: %s (an endpoint of otel-metering has it already)",
                 GRANT_COMMAND,
                 extra={"event": "readers_denied"},
             )
