@@ -63,9 +63,9 @@ def test_what_a_collector_acknowledged_is_counted_once_when_the_receiver_is_kill
     either_up: Up, collector: Collector, protocol: str
 ) -> None:
     up, chance, moment = either_up, random.Random(protocol), threading.Event()
-    up.start()
-    collector.start()
     try:
+        up.start()
+        collector.start()
         with Load(collector.grpc, 1) as load:
             for _ in range(3):
                 moment.wait(chance.uniform(0.5, 2))
@@ -83,15 +83,14 @@ def test_what_a_collector_acknowledged_is_counted_once_when_the_receiver_hangs_a
     either_up: Up, collector: Collector
 ) -> None:
     up, moment = either_up, threading.Event()
-    up.start()
-    collector.start()
     try:
+        up.start()
+        collector.start()
         with Load(collector.grpc, 3) as load:
             moment.wait(1)
             up.send_signal(signal.SIGSTOP)
-            moment.wait(
-                5
-            )  # every attempt of the Collector times out, some after the receiver read it
+            # Every attempt of the Collector times out, some after the receiver has read it.
+            moment.wait(5)
             for _ in range(12):  # a tenth of its speed
                 up.send_signal(signal.SIGCONT)
                 moment.wait(0.05)
@@ -121,8 +120,8 @@ def test_what_the_receiver_acknowledged_to_a_collector_is_counted_once_when_both
             metering=protocol,
             metering_ca_file=str(pki.path("ca.crt")),
         )
-        collector.start()
         try:
+            collector.start()
             with Load(collector.grpc, 2) as load:
                 for number in range(9):
                     moment.wait(chance.uniform(0.2, 1.5))
@@ -147,14 +146,13 @@ def test_usage_through_a_sidecar_and_a_gateway_is_counted_once_when_the_receiver
     program: Path, new_up: Up, tmp_path: Path
 ) -> None:
     up, chance, moment = new_up, random.Random(5), threading.Event()
-    up.start()
     gateway = Collector(program, tmp_path / "gateway", GATEWAY, to=f"http://{up.http}")
-    gateway.start()
-    sidecar = Collector(
-        program, tmp_path / "sidecar", SIDECAR, to=f"http://{gateway.http}", key=TOKEN
-    )
-    sidecar.start()
+    to = f"http://{gateway.http}"
+    sidecar = Collector(program, tmp_path / "sidecar", SIDECAR, to=to, key=TOKEN)
     try:
+        up.start()
+        gateway.start()
+        sidecar.start()
         with Load(sidecar.grpc, 4) as load:
             for _ in range(3):
                 moment.wait(chance.uniform(0.5, 1.5))

@@ -111,3 +111,10 @@ def test_gateway_and_sidecar_agree_on_what_is_usage() -> None:
         assert gateway["processors"][name] == sidecar["processors"][name]
     assert gateway["service"]["pipelines"] == sidecar["service"]["pipelines"]
     assert gateway["exporters"].keys() == sidecar["exporters"].keys()
+
+
+def test_every_variable_is_documented_and_nothing_else() -> None:
+    read = {name for file in FILES for name in re.findall(r"\$\{env:(\w+)", file.read_text())}
+    page = (REPOSITORY / "docs" / "collector.md").read_text()
+
+    assert set(re.findall(r"`(COLLECTOR_\w+)`", page)) == read
