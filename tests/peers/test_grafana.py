@@ -24,7 +24,7 @@ from receiver.store.keys import ApiKeys, Scope
 from receiver.store.migrate import migrate
 from tests.e2e.separate import Engine
 from tests.grafana import harness
-from tests.grafana.alert_files import RULES
+from tests.grafana.alerts.files import RULES
 from tests.grafana.conftest import NOW
 from tests.peers.grafana.build import ask, build
 from tests.peers.install import UnavailableError
