@@ -57,7 +57,7 @@ proto: $(STAMP)  ## regenerate the lazy OTLP classes
 	@$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. receiver/otlp/lazy.proto
 
 grafana: $(STAMP)  ## dashboards, alert rules and provisioning, generated anew
-	@$(BIN)/python -m grafana
+	@$(BIN)/python -m grafana $(ARGS)
 
 clean:  ## remove .venv and caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -24,8 +24,8 @@ _EVERYONE: Final = "metering-team"
 _ON_CALL: Final = "metering-on-call"
 
 
-def files() -> dict[Path, dict[str, Any]]:
-    """Path below `grafana` -> content.
+def files(runbooks_url: str) -> dict[Path, dict[str, Any]]:
+    """Path below `grafana` -> content; rules link to their pages below `runbooks_url`.
 
     Raises:
         KeyError: A rule names a panel that no dashboard has.
@@ -35,7 +35,7 @@ def files() -> dict[Path, dict[str, Any]]:
     found = {
         Path(f"provisioning/alerting/{group.name}.yaml"): {
             "apiVersion": 1,
-            "groups": [group_as_file(group, panel_ids)],
+            "groups": [group_as_file(group, panel_ids, runbooks_url)],
         }
         for group in groups
     }

@@ -28,7 +28,7 @@ PRODUCT: Final = "metering"
 """Label of every rule, for policies to match."""
 
 RUNBOOKS_URL: Final = "https://example.com/otel-metering/docs/runbooks"
-"""Where docs/runbooks is published. There is no public address yet: set your own here, and run `make grafana`."""
+"""Where docs/runbooks is published: there is no public address yet; `make grafana ARGS="--runbooks-url URL"` sets yours."""
 
 SECONDS: Final = 1
 MINUTES: Final = 60
@@ -138,12 +138,15 @@ def duration(seconds: int) -> str:
     return f"{seconds}s"
 
 
-def group_as_file(group: Group, panel_ids: Mapping[Panel, int]) -> dict[str, Any]:
+def group_as_file(
+    group: Group, panel_ids: Mapping[Panel, int], runbooks_url: str
+) -> dict[str, Any]:
     """`group` as a provisioning file has it.
 
     Args:
         group: The rules.
         panel_ids: Id of each panel that they name.
+        runbooks_url: Where docs/runbooks is published.
 
     Raises:
         KeyError: A panel does not exist.
@@ -153,11 +156,11 @@ def group_as_file(group: Group, panel_ids: Mapping[Panel, int]) -> dict[str, Any
         "name": group.name,
         "folder": FOLDER,
         "interval": duration(group.interval_seconds),
-        "rules": [_rule(rule, group, panel_ids[rule.panel]) for rule in group.rules],
+        "rules": [_rule(rule, group, panel_ids[rule.panel], runbooks_url) for rule in group.rules],
     }
 
 
-def _rule(rule: Rule, group: Group, panel_id: int) -> dict[str, Any]:
+def _rule(rule: Rule, group: Group, panel_id: int, runbooks_url: str) -> dict[str, Any]:
     return {
         "uid": rule.uid,
         "title": rule.title,
@@ -173,7 +176,7 @@ def _rule(rule: Rule, group: Group, panel_id: int) -> dict[str, Any]:
         "annotations": {
             "summary": rule.summary,
             "description": rule.description,
-            "runbook_url": f"{RUNBOOKS_URL}/{rule.uid}.md",
+            "runbook_url": f"{runbooks_url}/{rule.uid}.md",
         },
         "isPaused": False,
     }
