@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import clickhouse_connect
 import pyarrow as pa
@@ -322,7 +322,7 @@ class Store:
             if self._is_embedded:
                 return self._open_embedded()
             return clickhouse_connect.get_client(
-                dsn=self._url.replace("clickhouse", "http", 1), autogenerate_session_id=False
+                dsn=_without_database(self._url), autogenerate_session_id=False
             )
         except ImportError as error:
             raise ConfigurationError(
@@ -363,6 +363,13 @@ def _engine_errors() -> Iterator[None]:
 def _code(error: ClickHouseError) -> int:
     match = _CODE.search(str(error))
     return int(getattr(error, "code", None) or (match[1] if match else 0))
+
+
+def _without_database(url: str) -> str:
+    """The address of a server; statements name their database, and before the first migration there is none."""
+    parts = urlsplit(url)
+    scheme = parts.scheme.replace("clickhouse", "http", 1)
+    return urlunsplit(parts._replace(scheme=scheme, path=""))
 
 
 def _bindable(parameters: Mapping[str, object] | None) -> dict[str, object]:

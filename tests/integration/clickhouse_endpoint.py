@@ -77,11 +77,10 @@ class Running:
             self.made[wanted] = self.keys.create(name="n", scopes=wanted[1], tenant_id=tenant)[1]
         return self.made[wanted]
 
-    def url(self, database: str = "metering") -> str:
+    def url(self) -> str:
         """For a store that goes through the endpoint."""
-        return (
-            f"clickhouse://admin:{quote(ADMIN_PASSWORD, safe='')}@127.0.0.1:{self.port}/{database}"
-        )
+        password = quote(ADMIN_PASSWORD, safe="")
+        return f"clickhouse://admin:{password}@127.0.0.1:{self.port}/metering"
 
     def ask(
         self,

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.long
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     path = tmp_path_factory.mktemp("keys")
     with running_endpoint(path, is_migrated=False) as running:
-        # The database metering is made by the first migration.
-        opened = Store(running.url("default"))
+        # The database that the URL names is made by the first migration.
+        opened = Store(running.url())
         migrate(opened, ManualClock())
         yield opened
         opened.close()
