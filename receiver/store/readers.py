@@ -54,6 +54,13 @@ def grant(store: Store) -> bool:
         try:
             store.execute(statement)
         except AccessDeniedError:
+            if _has_reader(store):
+                _log.info(
+                    "The user grafana_reader is there. After an upgrade its grants are given again by: %s",
+                    GRANT_COMMAND,
+                    extra={"event": "readers_kept"},
+                )
+                return False
             _log.warning(
                 "The user grafana_reader was not made: the user of METERING_CLICKHOUSE_URL may not do that. "
                 "Dashboards need it; run as an administrator: %s (an endpoint of otel-metering has it already)",
@@ -70,6 +77,14 @@ def grant(store: Store) -> bool:
             )
             return False
     return True
+
+
+def _has_reader(store: Store) -> bool:
+    """Whether somebody made it; False also where that may not be seen (grant: SHOW USERS)."""
+    try:
+        return bool(store.query("SELECT name FROM system.users WHERE name = 'grafana_reader'"))
+    except MeteringError:
+        return False
 
 
 def _read(name: str) -> str:

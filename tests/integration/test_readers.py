@@ -4,8 +4,10 @@ The embedded engine has no users, so it parses these statements and refuses to r
 they say is not tested here.
 """
 
+import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 import typer
@@ -28,9 +30,20 @@ EVERY = {
 SQL = {"reader": reader_sql(), "tenant": tenant_reader_sql("tenant_a", "reader_a")}
 
 
+class Engine(Store):
+    """The embedded engine, which shows its users to nobody, or grafana_reader as a server would."""
+
+    shows_reader = False
+
+    def query(self, sql: str, *given: Any, **named: Any) -> Sequence[Sequence[Any]]:
+        if self.shows_reader and "system.users" in sql:
+            return [["grafana_reader"]]
+        return super().query(sql, *given, **named)
+
+
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    opened = Store(f"chdb://{tmp_path_factory.mktemp('engine')}")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    opened = Engine(f"chdb://{tmp_path_factory.mktemp('engine')}")
     migrate(opened, ManualClock())
     yield opened
     opened.close()
@@ -155,6 +168,16 @@ def test_who_may_not_make_users_is_told_once_what_to_run(
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert "otel-metering grants" in record.getMessage()
+
+
+def test_where_the_reader_is_there_nobody_is_warned(
+    store: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(store, "shows_reader", True)
+
+    assert not grant(store)
+
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_the_embedded_engine_is_left_alone(store: Store, caplog: pytest.LogCaptureFixture) -> None:
