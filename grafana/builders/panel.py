@@ -100,7 +100,6 @@ class Column:
         mappings: Value -> (text, colour).
         color: One fixed colour.
         align: Where its text stands.
-        hidden: It is not shown; links can use it.
         maximum: Where a gauge ends.
         properties: What else Grafana has.
     """
@@ -117,7 +116,6 @@ class Column:
     mappings: Mapping[str, tuple[str, str]] | None = None
     color: str | None = None
     align: Literal["left", "center", "right"] | None = None
-    hidden: bool = False
     maximum: float | None = None
     properties: Mapping[str, object] | None = None
 
@@ -135,7 +133,6 @@ class Column:
             "color": _color(self.color) if self.color else None,
             "links": list(self.links) or None,
             "mappings": [value_map(self.mappings)] if self.mappings else None,
-            "custom.hidden": True if self.hidden else None,
             "custom.cellOptions": _cell(self.cell),
             **(self.properties or {}),
         }

@@ -90,6 +90,7 @@ def timeseries(
     sql: str | Sequence[Target],
     bars: bool = False,
     stacked: bool = False,
+    filled: bool = True,
     legend: Sequence[str] = ("sum", "max"),
     axis_label: str | None = None,
     threshold_line: bool = False,
@@ -101,6 +102,7 @@ def timeseries(
         sql: Time first and ascending, then text columns (labels), then numbers; or several such queries.
         bars: Bars instead of lines.
         stacked: On top of each other; for parts of one whole only.
+        filled: Lines have a shade below; not good where several lie close together.
         legend: Figures beside each name; none: names alone. A wide panel has them at its right, where there is room for
             more than three series; a narrow one has names alone, below.
         axis_label: What the axis counts.
@@ -113,7 +115,7 @@ def timeseries(
         draw_style=common.GraphDrawStyle.BARS if bars else common.GraphDrawStyle.LINE,
         line_interpolation=common.LineInterpolation.LINEAR,
         line_width=1,
-        fill_opacity=80 if bars else 10,
+        fill_opacity=80 if bars else 10 * filled,
         gradient_mode=common.GraphGradientMode.NONE,
         show_points=common.VisibilityMode.NEVER if bars else common.VisibilityMode.AUTO,
         span_nulls=False,

@@ -12,6 +12,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from grafana.emulator import seed_usage
+from grafana.emulator.alerts import duration
 from grafana.emulator.run import options_of, run
 from grafana.emulator.seed_operations import seed_operations
 from grafana.emulator.sickness import Sickness
@@ -87,7 +88,8 @@ def sheet(store: Store, dashboard: Mapping[str, Any], chosen: Mapping[str, str])
     panels = list(_unrolled(dashboard["panels"], context))
     frames: dict[int, list[dict[str, Any]]] = {}
     for panel, scope in panels:
-        found = [run(store, target, scope) for target in panel.get("targets") or []]
+        spaced = _spaced(panel, scope)
+        found = [run(store, target, spaced) for target in panel.get("targets") or []]
         frames[panel["id"]] = [one.to_json() for one in found if one is not None]
     return {
         "dashboard": {**dashboard, "panels": [panel for panel, _ in panels]},
@@ -96,6 +98,12 @@ def sheet(store: Store, dashboard: Mapping[str, Any], chosen: Mapping[str, str])
         "variables": texts,
         "frames": frames,
     }
+
+
+def _spaced(panel: Mapping[str, Any], context: Context) -> Context:
+    """The context with the panel's interval: that of the time, and never less than the panel says."""
+    least = duration(panel.get("interval") or "1s") // timedelta(milliseconds=1)
+    return replace(context, interval_ms=max(context.interval, least))
 
 
 def _length(begin: str) -> timedelta:

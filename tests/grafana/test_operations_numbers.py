@@ -274,10 +274,6 @@ def test_periods_that_were_used_up(store: Store, days: int, count: int) -> None:
     assert {(row["tenant"], row["period_start"], row["beyond"]) for row in found} == {
         (quota.tenant, quota.start, float(quota.used) - float(quota.limit)) for quota in over
     }
-    by_tenant = rows(store, QUOTA, "Periods used up, by tenant", time)
-    assert {row["tenant"]: row["periods"] for row in by_tenant} == Counter(
-        quota.tenant for quota in over
-    )
 
 
 def test_usage_that_no_quota_limits(store: Store) -> None:

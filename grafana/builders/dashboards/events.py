@@ -151,7 +151,7 @@ def _table() -> Panel:
                     ),
                 ),
             ),
-            Column(name="meter", title="Meter", width=160),
+            Column(name="meter", title="Meter", width=200),
             Column(name="quantity", title="Quantity", width=115),
             Column(name="status", title="Status", width=90, cell="color-text", mappings=_STATUS),
             Column(name="service", title="Service", width=95),

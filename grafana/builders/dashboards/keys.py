@@ -258,7 +258,7 @@ def _traffic() -> tuple[Panel, ...]:
             bars=True,
             stacked=True,
             display_name="${__field.labels.key}",
-            interval="1m",
+            interval="10m",
             width=16,
         ),
         timeseries(
@@ -275,7 +275,7 @@ def _traffic() -> tuple[Panel, ...]:
             bars=True,
             stacked=True,
             display_name="${__field.labels.transport}",
-            interval="1m",
+            interval="10m",
             width=8,
         ),
     )
@@ -299,8 +299,9 @@ def _refused() -> tuple[Panel, ...]:
             bars=True,
             stacked=True,
             display_name="${__field.labels.reason}",
-            interval="1m",
+            interval="10m",
             width=12,
+            height=6,
         ),
         table(
             title="Traffic with revoked keys",
@@ -317,6 +318,7 @@ def _refused() -> tuple[Panel, ...]:
             unit="short",
             no_value="No revoked key was shown in this time",
             width=12,
+            height=6,
             columns=(
                 Column(name="key_id", title="Key"),
                 Column(name="name", title="Name"),
@@ -373,7 +375,7 @@ def _audit() -> Panel:
             "ORDER BY time DESC, audit_id LIMIT 200"
         ),
         unit="short",
-        height=6,
+        height=5,
         no_value="No key was changed in this time",
         columns=(
             Column(name="time", title="When"),

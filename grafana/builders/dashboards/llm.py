@@ -98,7 +98,7 @@ def _totals() -> tuple[Panel, ...]:
             fields="tokens",
             unit="short",
             no_value=EMPTY,
-            width=5,
+            width=4,
         )
         for title, text, value in told
     )
@@ -110,7 +110,7 @@ def _totals() -> tuple[Panel, ...]:
             unit="short",
             decimals=0,
             no_value=EMPTY,
-            width=3,
+            width=4,
         )
         for title, text, value in counted
     )
@@ -123,7 +123,7 @@ def _totals() -> tuple[Panel, ...]:
             unit="percentunit",
             decimals=1,
             no_value=EMPTY,
-            width=3,
+            width=4,
         ),
         *plain,
     )

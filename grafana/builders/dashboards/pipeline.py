@@ -1,5 +1,7 @@
 """Pipeline health: what each stage took in, passed on and refused, and how long it took."""
 
+from collections.abc import Sequence
+
 from grafana.builders import sql
 from grafana.builders.dashboard import Dashboard
 from grafana.builders.dashboards.pipeline_figures import EMPTY, balance, between, figures
@@ -47,7 +49,7 @@ def build() -> Dashboard:
             Row(title="Ingest: uses of meters", panels=_ingest()),
             Row(title="Spool: durable, not stored yet", panels=_spool()),
             Row(title="Writer: into the database", panels=_writer()),
-            Row(title="Memory, meters.yaml, quota counters", panels=_rest()),
+            Row(title="Memory, meters.yaml, quota counters", panels=_rest(), collapsed=True),
         ),
     )
 
@@ -64,8 +66,12 @@ def _instance() -> Variable:
     )
 
 
+_BAR = "5m"
+"""A bar for each minute would be a wall."""
+
 _COLORS = (
-    Column(name="in", color="blue"),
+    # What comes in goes out: `in` is drawn first, and seen on both sides of `out`.
+    Column(name="in", color="blue", properties={"custom.lineWidth": 3}),
     Column(name="out", color="green"),
     Column(name="refused", color="red"),
 )
@@ -80,6 +86,7 @@ def _flow(title: str, text: str, query: str, unit: str, width: int = 8) -> Panel
         no_value=EMPTY,
         legend=("mean", "max"),
         columns=_COLORS,
+        filled=False,
         interval="1m",
         width=width,
         height=7,
@@ -96,14 +103,21 @@ def _bars(title: str, text: str, query: str, width: int = 8) -> Panel:
         bars=True,
         stacked=True,
         display_name="${__field.labels.label}",
-        interval="1m",
+        interval=_BAR,
         width=width,
         height=7,
     )
 
 
 def _lines(
-    title: str, text: str, query: str, unit: str, *, width: int = 8, steps: Steps = PLAIN
+    title: str,
+    text: str,
+    query: str,
+    unit: str,
+    *,
+    width: int = 8,
+    steps: Steps = PLAIN,
+    columns: Sequence[Column] = (),
 ) -> Panel:
     return timeseries(
         title=title,
@@ -116,13 +130,18 @@ def _lines(
         interval="1m",
         width=width,
         height=7,
+        filled=False,
         steps=steps,
         threshold_line=steps is not PLAIN,
+        columns=columns,
     )
 
 
 _THREE = (("in", '"in"'), ("out", "out"), ("refused", "refused"))
 _TRANSPORT = "labels['transport']"
+_PERCENTILES = {"p50": "green", "p95": "yellow", "p99": "orange"}
+_SHADES = {"grpc": "super-light-", "http": "", "api": "dark-", "replay": "light-"}
+"""By transport: a percentile has one colour, and each transport its shade of it."""
 
 
 def _edge() -> tuple[Panel, ...]:
@@ -147,9 +166,14 @@ def _edge() -> tuple[Panel, ...]:
         _lines(
             "Acknowledgement takes",
             f"From a request received to its acknowledgement, fsync included, by transport. {_WORST}",
-            percentiles("edge", "ack_duration", _TRANSPORT),
+            percentiles("edge", "ack_duration", _TRANSPORT, kinds=("p50", "p99")),
             "s",
             width=16,
+            columns=[
+                Column(name=f"{kind} {transport}", color=f"{shade}{_PERCENTILES[kind]}")
+                for kind in ("p50", "p99")
+                for transport, shade in _SHADES.items()
+            ],
         ),
         _lines(
             "Open connections",
@@ -192,7 +216,7 @@ def _ingest() -> tuple[Panel, ...]:
             bars=True,
             stacked=True,
             display_name="${__field.labels.label}",
-            interval="1m",
+            interval=_BAR,
             links=(quality,),
             width=8,
             height=7,
@@ -209,6 +233,7 @@ def _ingest() -> tuple[Panel, ...]:
             unit="percentunit",
             no_value=EMPTY,
             legend=("mean", "max"),
+            filled=False,
             interval="1m",
             width=8,
             height=7,
@@ -290,6 +315,7 @@ def _writer() -> tuple[Panel, ...]:
             f"How long rows wait until they are in the database and in every rollup, for each row. {_WORST}",
             percentiles("writer", "lag"),
             "s",
+            columns=[Column(name=kind, color=color) for kind, color in _PERCENTILES.items()],
         ),
         _bars(
             "Batches, failures and retries",

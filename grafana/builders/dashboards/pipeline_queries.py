@@ -73,11 +73,13 @@ def levels(stage: str, name: str, label: str = "instance") -> str:
     )
 
 
-def percentiles(stage: str, name: str, label: str = "''") -> str:
-    """p50, p95 and p99 by time, and by a label."""
+def percentiles(
+    stage: str, name: str, label: str = "''", kinds: Sequence[str] = ("p50", "p95", "p99")
+) -> str:
+    """Percentiles by time, and by a label; `kinds`: which, two at least."""
     text = f"concat(toString(stat), if({label} = '', '', concat(' ', {label})))"
     return (
         f"SELECT $__timeInterval(at) AS time, {text} AS label, max(value) AS seconds FROM {STATS} "
-        f"WHERE stage = '{stage}' AND name = '{name}' AND stat IN ('p50', 'p95', 'p99') AND $__timeFilter(at) "
+        f"WHERE stage = '{stage}' AND name = '{name}' AND stat IN {tuple(kinds)} AND $__timeFilter(at) "
         f"AND {sql.chosen('instance', 'instance')} GROUP BY time, label ORDER BY time, label LIMIT 20000"
     )

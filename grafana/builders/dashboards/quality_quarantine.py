@@ -170,7 +170,7 @@ def unknown() -> tuple[Panel, ...]:
             unit="short",
             no_value="Nothing was corrected",
             width=24,
-            height=6,
+            height=5,
             columns=(
                 TENANT,
                 METER,

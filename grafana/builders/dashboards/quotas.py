@@ -17,7 +17,7 @@ from grafana.builders.panel import (
     Steps,
     dashboard_link,
 )
-from grafana.builders.panels import bar_gauge, stat, table
+from grafana.builders.panels import stat, table
 from grafana.builders.variables import meter_variable, tenant_variable
 
 _COLUMNS = (
@@ -100,7 +100,7 @@ def build() -> Dashboard:
             Row(panels=_figures()),
             Row(title="In force", panels=(_used(),)),
             Row(title="How long they last", panels=(_lasting(),)),
-            Row(title="Used up in the chosen time", panels=_used_up()),
+            Row(title="Used up in the chosen time", panels=(_used_up(),)),
             Row(title="Without a quota", panels=(_without(),)),
         ),
     )
@@ -267,67 +267,42 @@ def _lasting() -> Panel:
     )
 
 
-def _used_up() -> tuple[Panel, ...]:
+def _used_up() -> Panel:
     periods = (
         f"(SELECT {_COLUMNS} FROM metering.quota_usage FINAL WHERE period_start <= $__toTime "
         f"AND (period_end IS NULL OR period_end > $__fromTime) AND {sql.SCOPE} AND NOT is_deleted) WHERE share >= 1"
     )
-    empty = "No quota was used up in this time"
-    return (
-        bar_gauge(
-            title="Periods used up, by tenant",
-            description="How many periods that touch the chosen time have 100 % or more of their limit used.",
-            sql=(
-                "SELECT toString(tenant_id) AS tenant, toFloat64(count()) AS periods "
-                f"FROM {periods} GROUP BY tenant ORDER BY periods DESC, tenant LIMIT 15"
-            ),
-            unit="short",
-            decimals=0,
-            no_value=empty,
-            steps=((None, BAD),),
-            width=6,
-            height=7,
-            data_links=(
-                dashboard_link(
-                    "All usage of this tenant",
-                    "metering-tenant",
-                    values={"tenant": "${__data.fields.tenant}"},
-                ),
-            ),
+    return table(
+        title="History of quotas that were used up",
+        description="Each period that touches the chosen time and has 100 % or more of its limit used, the latest first. "
+        "Past periods keep what was used when they ended.",
+        sql=(
+            "SELECT toString(tenant_id) AS tenant, toString(meter) AS meter, period_name, "
+            "period_start, period_end, share, greatest(used - units, 0) AS beyond, units, enforced, "
+            f"{_SHOWN_FILTER} FROM {periods} "
+            "ORDER BY period_start DESC, share DESC, tenant, meter, quota_id LIMIT 500"
         ),
-        table(
-            title="History of quotas that were used up",
-            description="Each period that touches the chosen time and has 100 % or more of its limit used, the latest first. "
-            "Past periods keep what was used when they ended.",
-            sql=(
-                "SELECT toString(tenant_id) AS tenant, toString(meter) AS meter, period_name, "
-                "period_start, period_end, share, greatest(used - units, 0) AS beyond, units, enforced, "
-                f"{_SHOWN_FILTER} FROM {periods} "
-                "ORDER BY period_start DESC, share DESC, tenant, meter, quota_id LIMIT 500"
+        unit="short",
+        no_value="No quota was used up in this time",
+        height=6,
+        columns=(
+            _TENANT,
+            _METER,
+            Column(name="period_name", title="Period", width=90),
+            Column(name="period_start", title="From", unit=_DAY, width=105),
+            Column(name="period_end", title="To", unit=_DAY, width=105),
+            Column(
+                name="share",
+                title="Used",
+                unit="percentunit",
+                decimals=1,
+                cell="color-text",
+                steps=USED,
             ),
-            unit="short",
-            no_value=empty,
-            width=18,
-            height=7,
-            columns=(
-                _TENANT,
-                _METER,
-                Column(name="period_name", title="Period", width=90),
-                Column(name="period_start", title="From", unit=_DAY, width=105),
-                Column(name="period_end", title="To", unit=_DAY, width=105),
-                Column(
-                    name="share",
-                    title="Used",
-                    unit="percentunit",
-                    decimals=1,
-                    cell="color-text",
-                    steps=USED,
-                ),
-                Column(name="beyond", title="Beyond", unit="short"),
-                Column(name="units", title="Limit", unit="short"),
-                Column(name="enforced", title="Enforcement", width=110),
-                _FILTER,
-            ),
+            Column(name="beyond", title="Beyond", unit="short"),
+            Column(name="units", title="Limit", unit="short"),
+            Column(name="enforced", title="Enforcement", width=110),
+            _FILTER,
         ),
     )
 
@@ -356,7 +331,7 @@ def _without() -> Panel:
             _TENANT_ALONE,
             Column(name="number", title="Meters", unit="short", width=90),
             Column(name="meters", title="Without a quota"),
-            Column(name="measurements", title="Measurements", unit="short"),
+            Column(name="measurements", title="Measurements", unit="short", width=130),
             Column(
                 name="quotas",
                 title="Has quotas",
@@ -365,6 +340,7 @@ def _without() -> Panel:
                     "none": ("none", WARNING),
                     "for other meters": ("for other meters", NEUTRAL),
                 },
+                width=160,
             ),
         ),
     )
@@ -373,6 +349,7 @@ def _without() -> Panel:
 _TENANT_ALONE = Column(
     name="tenant",
     title="Tenant",
+    width=200,
     links=(
         dashboard_link(
             "All usage of this tenant",

@@ -170,7 +170,7 @@ def _quota_table() -> Panel:
         unit="locale",
         no_value="-",
         columns=(
-            Column(name="quota", title="Quota", width=240),
+            Column(name="quota", title="Quota", width=310),
             Column(name="enforcement", title="Kind", width=70),
             Column(name="used", title="Used"),
             Column(name="quota_limit", title="Limit"),
@@ -184,7 +184,7 @@ def _quota_table() -> Panel:
                 width=70,
             ),
             Column(name="remaining", title="Remaining"),
-            Column(name="resets_at", title="Begins anew", unit="dateTimeAsIso", width=150),
+            Column(name="resets_at", title="Begins anew", unit="dateTimeAsIso", width=165),
         ),
         width=15,
         height=8,
