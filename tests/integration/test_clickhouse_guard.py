@@ -10,7 +10,7 @@ import pytest
 from query_api.clickhouse.policy import READABLE, TABLE_FUNCTIONS, TENANT_ROWS
 from query_api.tokens import make_token
 from receiver.store.keys import Scope
-from tests.integration.clickhouse_endpoint import Running, running_endpoint
+from tests.integration.clickhouse_endpoint import ADMIN_PASSWORD, Running, running_endpoint
 from tests.waiting import eventually
 
 ALLOWED = Path(__file__).with_name("clickhouse_functions.txt")
@@ -419,6 +419,67 @@ def test_limits_can_be_lowered_and_not_raised(endpoint: Running) -> None:
     assert endpoint.ask(many, max_result_rows="x").code == READONLY
 
 
+RUNS_WITH = {
+    "allow_ddl": "0",
+    "allow_introspection_functions": "0",
+    "max_execution_time": "1",
+    "max_memory_usage": str(200 * 2**20),
+    "max_result_bytes": str(256 * 2**20),
+    "max_result_rows": "1000000",
+    "max_rows_to_read": str(10**8),
+    "read_overflow_mode": "throw",
+    "readonly": "1",
+    "timeout_overflow_mode": "throw",
+    "use_query_cache": "0",
+    "use_query_condition_cache": "0",
+}
+ALONE_RUNS_WITH = {
+    "enable_join_runtime_filters": "0",
+    "optimize_move_to_prewhere": "0",
+    "output_format_write_statistics": "0",
+    "query_plan_filter_push_down": "0",
+    "query_plan_merge_filters": "0",
+    "query_plan_optimize_prewhere": "0",
+}
+
+
+@pytest.mark.parametrize(
+    "wishes",
+    [
+        {},
+        {name: str(10**15) for name in RUNS_WITH if name.startswith("max_")},
+        {name: "0" for name in RUNS_WITH if name.startswith("max_")},
+        {name: "nan" for name in RUNS_WITH if name.startswith("max_")},
+        {name: "-1" for name in RUNS_WITH if name.startswith("max_")},
+        {"readonly": "0", "use_query_cache": "1", "output_format_write_statistics": "1"},
+    ],
+    ids=str,
+)
+def test_what_a_statement_of_a_reader_runs_with_is_not_for_it_to_say(
+    endpoint: Running, wishes: dict[str, str]
+) -> None:
+    # Together with another table: alone, system.settings is told what clients want to find there.
+    sql = "SELECT name, value FROM system.settings, system.one"
+    clause = ", ".join(f"{name} = '{value}'" for name, value in wishes.items())
+    given: dict[str, Any] = wishes
+
+    for tenant, expected in ((None, RUNS_WITH), ("tenant_a", RUNS_WITH | ALONE_RUNS_WITH)):
+        for answer in (
+            endpoint.rows(sql, tenant, **given),
+            endpoint.rows(f"{sql} SETTINGS {clause}" if clause else sql, tenant),
+        ):
+            found = dict(answer)
+            assert {name: found[name] for name in expected} == expected
+
+
+def test_no_aggregate_function_of_the_profiler_is_reached_by_a_text(endpoint: Running) -> None:
+    for sql in (
+        "SELECT arrayReduce('flameGraph', [[toUInt64(1)]])",
+        "SELECT initializeAggregation('flameGraph', [toUInt64(1)])",
+    ):
+        assert endpoint.ask(sql).code == 446
+
+
 def test_a_statement_ends_in_time(endpoint: Running) -> None:
     slow = "SELECT count() FROM numbers(90000000) WHERE NOT ignore(cityHash64(toString(number), MD5(toString(number))))"
 
@@ -485,7 +546,11 @@ def test_who_has_no_key_of_scope_query_is_let_in_nowhere(endpoint: Running) -> N
 
     assert endpoint.send("POST", "/", b"SELECT 1").status == 401
     assert endpoint.send("POST", "/", b"SELECT 1").headers["www-authenticate"].startswith("Basic")
-    for user, password in [("default", ""), ("default", key), (key, ""), ("admin", key)]:
+    near = ADMIN_PASSWORD[:-1], ADMIN_PASSWORD[1:], ADMIN_PASSWORD + "x", ADMIN_PASSWORD.upper()
+    for user, password in [
+        *(("default", ""), ("default", key), (key, ""), ("admin", key), ("admin", "")),
+        *(("admin", guess) for guess in near),
+    ]:
         answer = endpoint.ask("SELECT 1", user=user, password=password)
         assert (answer.status, answer.code) == (403, 516)
     for password in ("", "x", key[:-1], key + "x", key.upper(), "ott_x.y"):
@@ -535,10 +600,12 @@ def test_a_read_token_opens_its_tenant_if_it_is_for_every_meter(endpoint: Runnin
 
 def test_without_a_password_there_is_no_administrator(tmp_path: Path, endpoint: Running) -> None:
     access = endpoint.endpoint.app._access  # the one thing that the setting reaches
-    password, access._password = access._password, None
+    password = access._password
     try:
-        for guess in ("", "None", "admin"):
-            assert endpoint.ask("SELECT 1", user="admin", password=guess).code == 516
+        # Set to nothing, as by a variable that has no value, is not set.
+        for access._password in (None, ""):
+            for guess in ("", "None", "admin"):
+                assert endpoint.ask("SELECT 1", user="admin", password=guess).code == 516
     finally:
         access._password = password
 
