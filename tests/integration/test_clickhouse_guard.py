@@ -1,6 +1,7 @@
 """A hostile reader of the ClickHouse endpoint: whatever is no question about metering's tables is refused."""
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,9 @@ READS_ELSEWHERE = [
     "SELECT encrypt('aes-128-ecb', 'x', '0123456789abcdef')",
     "SELECT filesystemAvailable()",
     "SELECT serverUUID()",
+    "SELECT levenshteinDistance('a', 'b')",
+    "SELECT editDistanceUTF8('a', 'b')",
+    "SELECT arrayLevenshteinDistance(['a'], ['b'])",
     "SELECT hostName()",
     "SELECT tcpPort()",
     "SELECT __actionName('x')",
@@ -509,6 +513,46 @@ def test_a_huge_statement_or_answer_is_refused_and_the_next_one_answered(
     assert endpoint.rows("SELECT 1") == [[1]]
 
 
+TEDIOUS = {
+    "alias": "SELECT '" + " (alias " * 20_000 + "' SETTINGS limit = 0",
+    "combinators": "SELECT sum" + "State" * 40_000 + "(1)",
+    "names": "SELECT " + ", ".join(["1 IN x"] * 8_000) + " FROM (SELECT 1) AS x",
+    "settings": "SELECT no_such_name SETTINGS " + ",".join(["limit=1"] * 32_000),
+}
+
+
+@pytest.mark.parametrize("name", TEDIOUS)
+def test_the_time_to_read_a_statement_grows_as_its_length_does(
+    endpoint: Running, name: str
+) -> None:
+    # By the square of it, each of these takes half a minute and more, with the interpreter to itself.
+    began = time.monotonic()
+
+    endpoint.ask(TEDIOUS[name])
+
+    assert time.monotonic() - began < 20
+
+
+def test_a_form_is_read_in_little_time_or_refused(endpoint: Running) -> None:
+    key = endpoint.key()
+    headers = {"Content-Type": "multipart/form-data; boundary=b", "Authorization": f"Bearer {key}"}
+    field = b'--b\r\nContent-Disposition: form-data; name="query"\r\n\r\nSELECT 1\r\n'
+    nested = b"".join(
+        b"--b%s\r\nContent-Type: multipart/mixed; boundary=b%d\r\n\r\n"
+        % (b"%d" % n if n else b"", n + 1)
+        for n in range(3_000)
+    )
+    parts = b"--b\r\nContent-Disposition: form-data" + b'; a="' * 100_000 + b"\r\n\r\nx\r\n"
+    began = time.monotonic()
+
+    assert endpoint.send("POST", "/", field + b"--b--\r\n", headers).text == "1\n"
+    assert endpoint.send("POST", "/", field * 10_000, headers).code == 36
+    assert endpoint.send("POST", "/", b"--b\r\n\r\n" * 100_000, headers).code == 36
+    assert endpoint.send("POST", "/", parts, headers).code == 36
+    assert endpoint.send("POST", "/", nested, headers).code in (36, SYNTAX)
+    assert time.monotonic() - began < 10
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -533,6 +577,13 @@ def test_formats_that_have_files_or_protocols_are_refused(endpoint: Running, nam
     assert endpoint.ask("SELECT 1", default_format=name).code == UNKNOWN_FORMAT
     headers = {"X-ClickHouse-Format": name}
     assert endpoint.ask("SELECT 1", headers=headers).code == UNKNOWN_FORMAT
+
+
+def test_a_statement_has_at_most_256_kib(endpoint: Running) -> None:
+    assert endpoint.ask("SELECT 1".ljust(256 * 1024)).code == 0
+    refused = endpoint.ask("SELECT 1".ljust(256 * 1024 + 1))
+    assert refused.code == SYNTAX
+    assert "262144 bytes" in refused.text
 
 
 def test_other_databases_are_not_there(endpoint: Running) -> None:
@@ -593,7 +644,10 @@ def test_a_read_token_opens_its_tenant_if_it_is_for_every_meter(endpoint: Runnin
     every = make_token(key, tenant_id="tenant_a", meters=None, expires_at_seconds=end)
     some = make_token(key, tenant_id="tenant_a", meters=["m"], expires_at_seconds=end)
 
+    past = make_token(key, tenant_id="tenant_a", meters=None, expires_at_seconds=1)
+
     counted = "SELECT count() FROM metering.api_keys"
+    assert endpoint.ask(counted, password=past).code == 516
     assert endpoint.ask(counted, password=every).text == "1\n"
     assert endpoint.ask(counted, password=some).code == DENIED
 

@@ -246,6 +246,23 @@ def test_the_catalog_tells_a_bound_key_nothing_of_all_tenants_together(endpoint:
         assert endpoint.ask(sql).code == 0
 
 
+COUNTING = {
+    "system.tables": "total_rows total_bytes total_bytes_uncompressed parts active_parts total_marks lifetime_rows "
+    "lifetime_bytes data_paths metadata_path",
+    "system.databases": "data_path metadata_path",
+    "system.columns": "data_compressed_bytes data_uncompressed_bytes marks_bytes",
+}
+
+
+@pytest.mark.parametrize("table", COUNTING)
+def test_no_column_of_the_catalog_counts_rows_of_all_tenants_for_a_bound_key(
+    endpoint: Running, table: str
+) -> None:
+    for column in COUNTING[table].split():
+        sql = f"SELECT {column} FROM {table}"
+        assert (endpoint.ask(sql, tenant="acme").code, endpoint.ask(sql).code) == (497, 0), column
+
+
 conditions = st.one_of(
     st.sampled_from(METERS).map(lambda meter: (f"meter = '{meter}'", lambda e: e.meter == meter)),
     st.integers(0, 100).map(lambda n: (f"quantity >= {n}", lambda e: e.quantity >= n)),
