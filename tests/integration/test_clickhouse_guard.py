@@ -80,6 +80,9 @@ WRITES = [
     "SHOW FUNCTIONS",
     "SHOW ENGINES",
     "SHOW TABLES FROM metering WHERE file('/etc/passwd') != ''",
+    "SHOW TABLES FROM metering WHERE name = 'events'",
+    "SHOW TABLES FROM metering WHERE 'secret' IN made_by_hand",
+    "SHOW COLUMNS FROM events WHERE (SELECT 1 FROM metering.made_by_hand)",
     "SHOW DICTIONARIES",
     "SHOW CREATE USER u",
     "SHOW CREATE TABLE metering.made_by_hand",
@@ -393,6 +396,8 @@ def test_settings_that_reach_further_are_refused_in_the_url_and_in_the_text(
     "sql",
     [
         "SELECT * FROM (SELECT 1 SETTINGS max_execution_time = 0)",
+        "DESCRIBE TABLE (SELECT 1 SETTINGS max_execution_time = 0)",
+        "DESCRIBE TABLE (SELECT 1 UNION ALL (SELECT 1 SETTINGS max_execution_time = 0))",
         "SELECT 1 SETTINGS max_execution_time = 0 UNION ALL SELECT 2",
         "WITH x AS (SELECT 1 SETTINGS additional_table_filters = {}) SELECT * FROM x",
         "SELECT 1 IN (SELECT 1 SETTINGS readonly = 0)",
@@ -586,6 +591,11 @@ def test_a_statement_has_at_most_256_kib(endpoint: Running) -> None:
     assert "262144 bytes" in refused.text
 
 
+def test_a_body_of_a_reader_has_at_most_a_mebibyte(endpoint: Running) -> None:
+    assert endpoint.ask("SELECT 1".ljust(2**20)).code == SYNTAX
+    assert endpoint.ask("SELECT 1".ljust(2**20 + 1)).code == 307
+
+
 def test_other_databases_are_not_there(endpoint: Running) -> None:
     for database in ("system", "information_schema", "x", "metering2"):
         assert endpoint.ask("SELECT 1", database=database).code == 81
@@ -741,13 +751,26 @@ def test_readers_wait_for_each_other_and_not_for_the_administrator(endpoint: Run
     assert codes == [159] * 6
 
 
+def test_who_finds_the_queue_full_is_told_to_come_later(endpoint: Running) -> None:
+    app = endpoint.endpoint.app
+    room, app._max_reads = app._max_reads, 0
+    try:
+        answer = endpoint.ask("SELECT 1")
+    finally:
+        app._max_reads = room
+
+    assert (answer.status, answer.code) == (503, 202)
+    assert endpoint.ask("SELECT 1").code == 0
+
+
 def test_a_statement_ends_when_its_client_leaves(
     tmp_path_factory: pytest.TempPathFactory, endpoint: Running
 ) -> None:
     import socket
 
     marked = (
-        "SELECT count() FROM numbers(90000000) WHERE NOT ignore(MD5(toString(number)), 'leaving')"
+        "SELECT count() FROM numbers(90000000) "
+        "WHERE NOT ignore(SHA512(repeat(toString(number), 100)), 'leaving')"  # a minute
     )
 
     def running() -> Any:
