@@ -50,7 +50,7 @@ class Access:
         Args:
             keys: The API keys.
             clock: The time.
-            administrator_password: Of the administrator; None: there is none.
+            administrator_password: Of the administrator; None or empty: there is none.
         """
         self._keys = keys
         self._clock = clock
@@ -101,7 +101,8 @@ class Access:
         return principal
 
     def _administrator(self, password: str) -> User:
-        if self._password is None or not hmac.compare_digest(
+        # An empty one is what a variable without a value leaves: it opens nothing.
+        if not self._password or not hmac.compare_digest(
             password.encode(), self._password.encode()
         ):
             raise _failed(ADMINISTRATOR)

@@ -118,10 +118,11 @@ def check_tree(root: Node, tokens: Sequence[Token], reader: Reader) -> Verdict:
         )
     assumed = set()
     read = set()
+    declared = _declared(tokens)
     for name in _tables(root, reader.functions):
         if _qualified(name) in READABLE:
             read.add(_qualified(name))
-        elif "." in name or not _is_declared(name, tokens):
+        elif "." in name or name not in declared:
             _check_table(name)
         else:
             assumed.add(name)
@@ -177,17 +178,17 @@ def _check_table(name: str) -> None:
         raise NotReadableError(_qualified(name))
 
 
-def _is_declared(name: str, tokens: Sequence[Token]) -> bool:
-    """Whether the statement itself gives something this name."""
+def _declared(tokens: Sequence[Token]) -> frozenset[str]:
+    """The names that the statement itself gives to something."""
+    found = set()
     for at, token in enumerate(tokens):
-        if token.is_name and token.text == name:
-            before = tokens[at - 1] if at else None
-            after = tokens[at + 1] if at + 1 < len(tokens) else None
-            if before is not None and before.is_word("AS"):
-                return True
-            if after is not None and (after.is_word("AS") or token.is_called):
-                return True
-    return False
+        if token.is_name:
+            following = at + 1 < len(tokens)
+            if (at and tokens[at - 1].is_word("AS")) or (
+                following and (tokens[at + 1].is_word("AS") or token.is_called)
+            ):
+                found.add(token.text)
+    return frozenset(found)
 
 
 def _check_columns(

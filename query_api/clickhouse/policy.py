@@ -136,6 +136,15 @@ _NOT_ALLOWED: Final = frozenset(
         "nothingNull",
         "nothingUInt64",
         "generateSnowflakeID",
+        # Time by the product of two lengths for each row, and the engine looks at the clock between blocks only.
+        "arrayLevenshteinDistance",
+        "arrayLevenshteinDistanceWeighted",
+        "arraySimilarity",
+        "damerauLevenshteinDistance",
+        "editDistance",
+        "editDistanceUTF8",
+        "levenshteinDistance",
+        "levenshteinDistanceUTF8",
     }
 )
 
@@ -183,6 +192,10 @@ _SYNTAX: Final = frozenset({"lambda", "exists", "caseWithExpression", "_CAST"})
 """Functions of the syntax tree that no list of the engine has, or that it has for itself."""
 
 
+_MAX_COMBINATORS: Final = 8
+"""After the name of an aggregate function. The engine takes any number, and seconds for thousands."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFunction:
     """A row of system.functions.
@@ -222,6 +235,7 @@ class Functions:
                 self._any_case.add(function.name.lower())
             if meant.is_aggregate:
                 self._aggregates.add(function.name)
+        self._any_case_aggregates = self._any_case & _lower(self._aggregates)
 
     @property
     def names(self) -> frozenset[str]:
@@ -234,10 +248,8 @@ class Functions:
 
     def _is_combined(self, name: str) -> bool:
         """sumIf, quantileMergeState: the name of an aggregate function and what is done with it."""
-        while True:
-            if name in self._aggregates or name.lower() in self._any_case & _lower(
-                self._aggregates
-            ):
+        for _ in range(_MAX_COMBINATORS + 1):
+            if name in self._aggregates or name.lower() in self._any_case_aggregates:
                 return True
             shorter = next(
                 (name.removesuffix(end) for end in self._combinators if name.endswith(end)), None
@@ -245,6 +257,7 @@ class Functions:
             if not shorter:
                 return False
             name = shorter
+        return False
 
 
 def _lower(names: Iterable[str]) -> frozenset[str]:

@@ -3,7 +3,8 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from email.parser import BytesParser
+from email.message import Message
+from email.parser import BytesHeaderParser
 from email.policy import HTTP
 from typing import Final
 from urllib.parse import parse_qsl
@@ -23,6 +24,11 @@ _OF_HTTP: Final = frozenset(
     }
 )
 """Parameters of the URL that are no settings."""
+
+_MAX_FIELDS: Final = 256
+"""Of a form."""
+
+_MAX_HEAD_BYTES: Final = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,20 +117,36 @@ def call_of(head: Head, body: bytes, tag: str) -> Call:
 
 
 def _fields(kind: str, body: bytes) -> dict[str, str]:
-    """The fields of a form; files would be tables of the client's own."""
-    head = f"Content-Type: {kind}\r\n\r\n".encode("latin-1", "replace")
-    message = BytesParser(policy=HTTP).parsebytes(head + body)
+    """The fields of a form (RFC 7578); files would be tables of the client's own."""
+    message = _head(f"Content-Type: {kind}".encode("latin-1", "replace"))
+    boundary = message.get_boundary()
+    if not boundary:
+        raise ClickHouseError(BAD_ARGUMENTS, "The form has no boundary")
+    delimiter = b"\r\n--" + boundary.encode("latin-1", "replace")
     fields: dict[str, str] = {}
-    for part in message.walk():
-        if part.is_multipart():
-            continue
-        name = part.get_param("name", header="content-disposition")
-        if part.get_filename() is not None:
+    parts = (b"\r\n" + body).split(delimiter, _MAX_FIELDS + 1)[1:]
+    if len(parts) > _MAX_FIELDS:
+        raise ClickHouseError(BAD_ARGUMENTS, f"The form has more than {_MAX_FIELDS} fields")
+    for part in parts:
+        if part.startswith(b"--"):
+            break
+        head, _, raw = part.partition(b"\r\n\r\n")
+        field = _head(head.lstrip())
+        name = field.get_param("name", header="content-disposition")
+        if field.get_filename() is not None:
             raise ClickHouseError(NOT_IMPLEMENTED, "external data is not offered here")
-        raw = part.get_payload(decode=True)
-        if isinstance(name, str) and isinstance(raw, bytes):
+        if isinstance(name, str):
             fields[name] = raw.decode("utf-8", "replace")
     return fields
+
+
+def _head(raw: bytes) -> Message:
+    """Headers of a form or of one of its fields. Reading them takes time by the square of their length."""
+    if len(raw) > _MAX_HEAD_BYTES:
+        raise ClickHouseError(
+            BAD_ARGUMENTS, f"A field has more than {_MAX_HEAD_BYTES} bytes of headers"
+        )
+    return BytesHeaderParser(policy=HTTP).parsebytes(raw)
 
 
 def is_valid_id(query_id: str) -> bool:

@@ -80,20 +80,22 @@ def _last(tokens: Sequence[Token], levels: Sequence[int], *words: str) -> int | 
 def _settings(tokens: Sequence[Token]) -> dict[str, str] | None:
     """Name = value, ...; None: it is something else."""
     settings: dict[str, str] = {}
-    rest = list(tokens)
-    while rest:
-        if len(rest) < 3 or not rest[0].is_name or rest[1].text != "=":
+    at = 0
+    while at < len(tokens):
+        if len(tokens) - at < 3 or not tokens[at].is_name or tokens[at + 1].text != "=":
             return None
-        name, value, follows = rest[0].text, rest[2], rest[3:]
-        if value.text == "-" and follows:
-            settings[name], follows = f"-{unquote(follows[0])}", follows[1:]
+        name, value = tokens[at].text, tokens[at + 2]
+        at += 3
+        if value.text == "-" and at < len(tokens):
+            settings[name] = f"-{unquote(tokens[at])}"
+            at += 1
         elif value.kind in (Kind.SIGN, Kind.PARAMETER, Kind.NAME):
             raise ClickHouseError(READONLY, f"Cannot modify '{name}' setting in readonly mode")
         else:
             settings[name] = unquote(value)
-        if follows and follows[0].text != ",":
+        if at < len(tokens) and tokens[at].text != ",":
             return None
-        rest = follows[1:]
+        at += 1
     return settings or None
 
 

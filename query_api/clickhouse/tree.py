@@ -8,7 +8,7 @@ from typing import Final
 from query_api.clickhouse.errors import SYNTAX_ERROR, ClickHouseError
 
 _CHILDREN: Final = re.compile(r" \(children (\d+)\)$")
-_ALIAS: Final = re.compile(r" \(alias (.*)\)$")
+_ALIAS: Final = " (alias "
 
 
 @dataclass(slots=True)
@@ -68,9 +68,9 @@ def _node(line: str) -> tuple[Node, int]:
     if found:
         line, expected = line[: found.start()], int(found[1])
     alias = ""
-    named = _ALIAS.search(line)
-    if named:
-        line, alias = line[: named.start()], named[1]
+    begin = line.find(_ALIAS) if line.endswith(")") else -1
+    if begin >= 0:
+        line, alias = line[:begin], line[begin + len(_ALIAS) : -1]
     kind, _, text = line.partition(" ")
     return Node(kind, text, alias), expected
 

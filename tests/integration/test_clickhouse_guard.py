@@ -1,6 +1,7 @@
 """A hostile reader of the ClickHouse endpoint: whatever is no question about metering's tables is refused."""
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from query_api.clickhouse.policy import READABLE, TABLE_FUNCTIONS, TENANT_ROWS
 from query_api.tokens import make_token
 from receiver.store.keys import Scope
-from tests.integration.clickhouse_endpoint import Running, running_endpoint
+from tests.integration.clickhouse_endpoint import ADMIN_PASSWORD, Running, running_endpoint
 from tests.waiting import eventually
 
 ALLOWED = Path(__file__).with_name("clickhouse_functions.txt")
@@ -79,6 +80,9 @@ WRITES = [
     "SHOW FUNCTIONS",
     "SHOW ENGINES",
     "SHOW TABLES FROM metering WHERE file('/etc/passwd') != ''",
+    "SHOW TABLES FROM metering WHERE name = 'events'",
+    "SHOW TABLES FROM metering WHERE 'secret' IN made_by_hand",
+    "SHOW COLUMNS FROM events WHERE (SELECT 1 FROM metering.made_by_hand)",
     "SHOW DICTIONARIES",
     "SHOW CREATE USER u",
     "SHOW CREATE TABLE metering.made_by_hand",
@@ -188,6 +192,9 @@ READS_ELSEWHERE = [
     "SELECT encrypt('aes-128-ecb', 'x', '0123456789abcdef')",
     "SELECT filesystemAvailable()",
     "SELECT serverUUID()",
+    "SELECT levenshteinDistance('a', 'b')",
+    "SELECT editDistanceUTF8('a', 'b')",
+    "SELECT arrayLevenshteinDistance(['a'], ['b'])",
     "SELECT hostName()",
     "SELECT tcpPort()",
     "SELECT __actionName('x')",
@@ -389,6 +396,8 @@ def test_settings_that_reach_further_are_refused_in_the_url_and_in_the_text(
     "sql",
     [
         "SELECT * FROM (SELECT 1 SETTINGS max_execution_time = 0)",
+        "DESCRIBE TABLE (SELECT 1 SETTINGS max_execution_time = 0)",
+        "DESCRIBE TABLE (SELECT 1 UNION ALL (SELECT 1 SETTINGS max_execution_time = 0))",
         "SELECT 1 SETTINGS max_execution_time = 0 UNION ALL SELECT 2",
         "WITH x AS (SELECT 1 SETTINGS additional_table_filters = {}) SELECT * FROM x",
         "SELECT 1 IN (SELECT 1 SETTINGS readonly = 0)",
@@ -417,6 +426,67 @@ def test_limits_can_be_lowered_and_not_raised(endpoint: Running) -> None:
         endpoint.ask("SELECT count() FROM numbers(1000000000000)", max_rows_to_read=0).code == 158
     )
     assert endpoint.ask(many, max_result_rows="x").code == READONLY
+
+
+RUNS_WITH = {
+    "allow_ddl": "0",
+    "allow_introspection_functions": "0",
+    "max_execution_time": "1",
+    "max_memory_usage": str(200 * 2**20),
+    "max_result_bytes": str(256 * 2**20),
+    "max_result_rows": "1000000",
+    "max_rows_to_read": str(10**8),
+    "read_overflow_mode": "throw",
+    "readonly": "1",
+    "timeout_overflow_mode": "throw",
+    "use_query_cache": "0",
+    "use_query_condition_cache": "0",
+}
+ALONE_RUNS_WITH = {
+    "enable_join_runtime_filters": "0",
+    "optimize_move_to_prewhere": "0",
+    "output_format_write_statistics": "0",
+    "query_plan_filter_push_down": "0",
+    "query_plan_merge_filters": "0",
+    "query_plan_optimize_prewhere": "0",
+}
+
+
+@pytest.mark.parametrize(
+    "wishes",
+    [
+        {},
+        {name: str(10**15) for name in RUNS_WITH if name.startswith("max_")},
+        {name: "0" for name in RUNS_WITH if name.startswith("max_")},
+        {name: "nan" for name in RUNS_WITH if name.startswith("max_")},
+        {name: "-1" for name in RUNS_WITH if name.startswith("max_")},
+        {"readonly": "0", "use_query_cache": "1", "output_format_write_statistics": "1"},
+    ],
+    ids=str,
+)
+def test_what_a_statement_of_a_reader_runs_with_is_not_for_it_to_say(
+    endpoint: Running, wishes: dict[str, str]
+) -> None:
+    # Together with another table: alone, system.settings is told what clients want to find there.
+    sql = "SELECT name, value FROM system.settings, system.one"
+    clause = ", ".join(f"{name} = '{value}'" for name, value in wishes.items())
+    given: dict[str, Any] = wishes
+
+    for tenant, expected in ((None, RUNS_WITH), ("tenant_a", RUNS_WITH | ALONE_RUNS_WITH)):
+        for answer in (
+            endpoint.rows(sql, tenant, **given),
+            endpoint.rows(f"{sql} SETTINGS {clause}" if clause else sql, tenant),
+        ):
+            found = dict(answer)
+            assert {name: found[name] for name in expected} == expected
+
+
+def test_no_aggregate_function_of_the_profiler_is_reached_by_a_text(endpoint: Running) -> None:
+    for sql in (
+        "SELECT arrayReduce('flameGraph', [[toUInt64(1)]])",
+        "SELECT initializeAggregation('flameGraph', [toUInt64(1)])",
+    ):
+        assert endpoint.ask(sql).code == 446
 
 
 def test_a_statement_ends_in_time(endpoint: Running) -> None:
@@ -448,6 +518,46 @@ def test_a_huge_statement_or_answer_is_refused_and_the_next_one_answered(
     assert endpoint.rows("SELECT 1") == [[1]]
 
 
+TEDIOUS = {
+    "alias": "SELECT '" + " (alias " * 20_000 + "' SETTINGS limit = 0",
+    "combinators": "SELECT sum" + "State" * 40_000 + "(1)",
+    "names": "SELECT " + ", ".join(["1 IN x"] * 8_000) + " FROM (SELECT 1) AS x",
+    "settings": "SELECT no_such_name SETTINGS " + ",".join(["limit=1"] * 32_000),
+}
+
+
+@pytest.mark.parametrize("name", TEDIOUS)
+def test_the_time_to_read_a_statement_grows_as_its_length_does(
+    endpoint: Running, name: str
+) -> None:
+    # By the square of it, each of these takes half a minute and more, with the interpreter to itself.
+    began = time.monotonic()
+
+    endpoint.ask(TEDIOUS[name])
+
+    assert time.monotonic() - began < 20
+
+
+def test_a_form_is_read_in_little_time_or_refused(endpoint: Running) -> None:
+    key = endpoint.key()
+    headers = {"Content-Type": "multipart/form-data; boundary=b", "Authorization": f"Bearer {key}"}
+    field = b'--b\r\nContent-Disposition: form-data; name="query"\r\n\r\nSELECT 1\r\n'
+    nested = b"".join(
+        b"--b%s\r\nContent-Type: multipart/mixed; boundary=b%d\r\n\r\n"
+        % (b"%d" % n if n else b"", n + 1)
+        for n in range(3_000)
+    )
+    parts = b"--b\r\nContent-Disposition: form-data" + b'; a="' * 100_000 + b"\r\n\r\nx\r\n"
+    began = time.monotonic()
+
+    assert endpoint.send("POST", "/", field + b"--b--\r\n", headers).text == "1\n"
+    assert endpoint.send("POST", "/", field * 10_000, headers).code == 36
+    assert endpoint.send("POST", "/", b"--b\r\n\r\n" * 100_000, headers).code == 36
+    assert endpoint.send("POST", "/", parts, headers).code == 36
+    assert endpoint.send("POST", "/", nested, headers).code in (36, SYNTAX)
+    assert time.monotonic() - began < 10
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -474,6 +584,18 @@ def test_formats_that_have_files_or_protocols_are_refused(endpoint: Running, nam
     assert endpoint.ask("SELECT 1", headers=headers).code == UNKNOWN_FORMAT
 
 
+def test_a_statement_has_at_most_256_kib(endpoint: Running) -> None:
+    assert endpoint.ask("SELECT 1".ljust(256 * 1024)).code == 0
+    refused = endpoint.ask("SELECT 1".ljust(256 * 1024 + 1))
+    assert refused.code == SYNTAX
+    assert "262144 bytes" in refused.text
+
+
+def test_a_body_of_a_reader_has_at_most_a_mebibyte(endpoint: Running) -> None:
+    assert endpoint.ask("SELECT 1".ljust(2**20)).code == SYNTAX
+    assert endpoint.ask("SELECT 1".ljust(2**20 + 1)).code == 307
+
+
 def test_other_databases_are_not_there(endpoint: Running) -> None:
     for database in ("system", "information_schema", "x", "metering2"):
         assert endpoint.ask("SELECT 1", database=database).code == 81
@@ -485,7 +607,11 @@ def test_who_has_no_key_of_scope_query_is_let_in_nowhere(endpoint: Running) -> N
 
     assert endpoint.send("POST", "/", b"SELECT 1").status == 401
     assert endpoint.send("POST", "/", b"SELECT 1").headers["www-authenticate"].startswith("Basic")
-    for user, password in [("default", ""), ("default", key), (key, ""), ("admin", key)]:
+    near = ADMIN_PASSWORD[:-1], ADMIN_PASSWORD[1:], ADMIN_PASSWORD + "x", ADMIN_PASSWORD.upper()
+    for user, password in [
+        *(("default", ""), ("default", key), (key, ""), ("admin", key), ("admin", "")),
+        *(("admin", guess) for guess in near),
+    ]:
         answer = endpoint.ask("SELECT 1", user=user, password=password)
         assert (answer.status, answer.code) == (403, 516)
     for password in ("", "x", key[:-1], key + "x", key.upper(), "ott_x.y"):
@@ -528,17 +654,22 @@ def test_a_read_token_opens_its_tenant_if_it_is_for_every_meter(endpoint: Runnin
     every = make_token(key, tenant_id="tenant_a", meters=None, expires_at_seconds=end)
     some = make_token(key, tenant_id="tenant_a", meters=["m"], expires_at_seconds=end)
 
+    past = make_token(key, tenant_id="tenant_a", meters=None, expires_at_seconds=1)
+
     counted = "SELECT count() FROM metering.api_keys"
+    assert endpoint.ask(counted, password=past).code == 516
     assert endpoint.ask(counted, password=every).text == "1\n"
     assert endpoint.ask(counted, password=some).code == DENIED
 
 
 def test_without_a_password_there_is_no_administrator(tmp_path: Path, endpoint: Running) -> None:
     access = endpoint.endpoint.app._access  # the one thing that the setting reaches
-    password, access._password = access._password, None
+    password = access._password
     try:
-        for guess in ("", "None", "admin"):
-            assert endpoint.ask("SELECT 1", user="admin", password=guess).code == 516
+        # Set to nothing, as by a variable that has no value, is not set.
+        for access._password in (None, ""):
+            for guess in ("", "None", "admin"):
+                assert endpoint.ask("SELECT 1", user="admin", password=guess).code == 516
     finally:
         access._password = password
 
@@ -620,13 +751,26 @@ def test_readers_wait_for_each_other_and_not_for_the_administrator(endpoint: Run
     assert codes == [159] * 6
 
 
+def test_who_finds_the_queue_full_is_told_to_come_later(endpoint: Running) -> None:
+    app = endpoint.endpoint.app
+    room, app._max_reads = app._max_reads, 0
+    try:
+        answer = endpoint.ask("SELECT 1")
+    finally:
+        app._max_reads = room
+
+    assert (answer.status, answer.code) == (503, 202)
+    assert endpoint.ask("SELECT 1").code == 0
+
+
 def test_a_statement_ends_when_its_client_leaves(
     tmp_path_factory: pytest.TempPathFactory, endpoint: Running
 ) -> None:
     import socket
 
     marked = (
-        "SELECT count() FROM numbers(90000000) WHERE NOT ignore(MD5(toString(number)), 'leaving')"
+        "SELECT count() FROM numbers(90000000) "
+        "WHERE NOT ignore(SHA512(repeat(toString(number), 100)), 'leaving')"  # a minute
     )
 
     def running() -> Any:
