@@ -92,6 +92,7 @@ def measure(count: int, port: int) -> list[list[str]]:
                 f"--otlp-grpc-port={port + 1}",
                 f"--otlp-http-port={port + 2}",
                 f"--api-port={port}",
+                "--clickhouse-port=-1",
             ],
             stdout=subprocess.PIPE,
             text=True,

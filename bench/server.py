@@ -59,7 +59,9 @@ def main() -> None:
         for _ in sys.stdin:
             print(json.dumps(thread_seconds()), flush=True)
 
-    uvloop.run(serve(settings, config.Settings(api_port=0), SystemClock(), on_ready))
+    uvloop.run(
+        serve(settings, config.Settings(api_port=0, clickhouse_port=-1), SystemClock(), on_ready)
+    )
 
 
 if __name__ == "__main__":

@@ -146,7 +146,9 @@ def main() -> None:
         sys.stdout.write("ready\n")
         sys.stdout.flush()
 
-    uvloop.run(serve(settings, config.Settings(api_port=api_port), SystemClock(), on_ready))
+    # No endpoint: others may have its port, and nobody here asks it.
+    api_settings = config.Settings(api_port=api_port, clickhouse_port=-1)
+    uvloop.run(serve(settings, api_settings, SystemClock(), on_ready))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.message import Message
 
 from tests.e2e.up import KEY, REPOSITORY, Up
 from tests.faults import usage
@@ -79,11 +80,15 @@ class Faulty(Up):
         finally:
             self._stopping.set()
             self._keeper.join()
-        if self._error is not None:
-            raise self._error
+        self.check()
         self.kill()
         self.lives += MAX_DEATHS
         self.start()
+
+    def check(self) -> None:
+        """Raise why it was not started again: nobody would ever be answered."""
+        if self._error is not None:
+            raise self._error
 
     def _keep(self) -> None:
         try:
@@ -133,13 +138,17 @@ def test_totals_are_exact_whatever_crashes_is_cut_off_or_sent_again(
             up.kill()
 
 
-def deliver(up: Up, made: dict[int, Made], every: int = 1) -> None:
+def deliver(up: Faulty, made: dict[int, Made], every: int = 1) -> None:
     """Each seed (each n-th request of it) by a Collector of its own, some of them side by side."""
     with closing(Transports(up.grpc, up.http, KEY)) as transports:
 
+        def send(signal: str, message: Message, chance: random.Random) -> bool:
+            up.check()
+            return transports.send(signal, message, chance)
+
         def run(seed: int) -> None:
             try:
-                Collector(seed, made[seed].requests[::every], transports.send).run()
+                Collector(seed, made[seed].requests[::every], send).run()
             except BaseException as error:
                 error.add_note(how_to_repeat([seed], made))
                 raise
