@@ -260,6 +260,7 @@ def test_an_export_ends_with_its_client(
     with reader.stream(
         "GET", f"{EVENTS}/export", params={**WITHIN, "tenant_id": "slow"}
     ) as response:
-        next(response.iter_lines())
+        lines = response.iter_lines()  # kept: without it the connection would be closed at once
+        next(lines)
         eventually(running, lambda count: count == 1)
     eventually(running, lambda count: count == 0, seconds=10)
