@@ -79,7 +79,9 @@ def counters(stack: Stack) -> Iterator["redis.Redis"]:
     script = service["entrypoint"][2].replace("/run/secrets", str(stack.secrets))
     # The container's own port and folder, moved.
     script = script.replace("cat /etc/redis.conf", f"sed s#/data#{folder}# {_redis_conf()}")
-    script = script.replace('echo "requirepass', f'echo "port {port}"; echo "requirepass')
+    script = script.replace("/tmp/redis.conf", f"{folder}/made.conf")
+    more = f'echo "port {port}"; echo "bind 127.0.0.1"; echo "requirepass'
+    script = script.replace('echo "requirepass', more)
     path = {**os.environ, "PATH": f"{beside.parent}:{os.environ['PATH']}"}
     process = subprocess.Popen(["sh", "-c", script], env=path, stdout=subprocess.DEVNULL)
     password = (stack.secrets / "redis_password").read_text().strip()
@@ -91,7 +93,7 @@ def counters(stack: Stack) -> Iterator["redis.Redis"]:
         assert password in here
         yield client
     process.terminate()
-    process.wait(60)
+    assert process.wait(60) == 0  # the server ended, and not a shell around it
 
 
 def test_the_redis_of_the_stack_wants_its_password_and_keeps_everything(
