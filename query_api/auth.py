@@ -23,7 +23,7 @@ from query_api.key_requests import TRANSPORT
 from query_api.problems import ForbiddenError, UnauthenticatedError
 from query_api.rate_limits import RateLimits
 from query_api.services import Services, ServicesDep
-from query_api.tokens import PREFIX, authenticate_token, refusal
+from query_api.tokens import authenticate, refusal
 from receiver.store.keys import Principal, Refused, Scope
 
 _METER: Final = "meter"
@@ -59,10 +59,7 @@ def identify(request: Request, services: Services, key: str | None) -> Principal
         raise UnauthenticatedError(
             f"the request has no API key; send Authorization: Bearer <key>, or {API_KEY_HEADER}"
         )
-    if key.startswith(PREFIX):
-        principal = authenticate_token(key, services.keys, now_ns=services.clock.now_ns())
-    else:
-        principal = services.keys.authenticate(key)
+    principal = authenticate(key, services.keys, services.clock)
     if principal is None:
         services.keys.counts.refused(TRANSPORT, refusal(key, services.keys))
         raise UnauthenticatedError("the API key is unknown, revoked or expired; use another one")

@@ -1,8 +1,9 @@
 """Receiver and query API in one process, on one event loop: `otel-metering up`, and `otel-metering receiver`.
 
 The embedded engine allows one process for a data directory, so this is the only form it has. Beside a receiver on
-a server, further processes may answer reads: `query_api.separate`. Order at the end: the edges stop listening, what they had taken is made durable and answered, the spool is written into
-the database, and only then does the process end.
+a server, further processes may answer reads: `query_api.separate`. Order at the end: the edges stop listening,
+what they had taken is made durable and answered, the spool is written into the database, and only then does the
+process end.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ from query_api.clickhouse.endpoint import Endpoint, is_served
 from query_api.engine_process import endpoint_server
 from query_api.quota_state import QuotaSettings, QuotaState
 from query_api.services import Corrector, Fate, Held, Resubmitted, Services
-from query_api.serving import STOP_GRACE_SECONDS, Server, until
+from query_api.serving import STOP_GRACE_SECONDS, Server, stop_signals, until
 from query_api.usage_source import Source
 from receiver.admit import Outcome
 from receiver.app import Receiver
@@ -78,10 +79,8 @@ async def serve(
     Raises:
         ConfigurationError: A setting is wrong, a port is taken, the data directory is in use.
     """
-    stopping = asyncio.Event()
+    stopping = stop_signals()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
     loop.add_signal_handler(
         signal.SIGHUP, lambda: None
     )  # would end the process until there is a receiver

@@ -4,7 +4,6 @@ So receiver and query API can be processes of their own without a ClickHouse ser
 """
 
 import asyncio
-import signal
 from collections.abc import Callable
 from contextlib import ExitStack
 
@@ -12,7 +11,7 @@ from otel_metering.clock import Clock
 from otel_metering.errors import ConfigurationError
 from query_api import config
 from query_api.clickhouse.endpoint import Endpoint, is_served
-from query_api.serving import Server, until
+from query_api.serving import Server, stop_signals, until
 from receiver.config import Settings
 from receiver.store.client import Store
 from receiver.store.keys import ApiKeys
@@ -43,10 +42,7 @@ async def serve_engine(
             "there is no endpoint to run: METERING_CLICKHOUSE_URL names a server, or METERING_CLICKHOUSE_PORT "
             "is -1; unset it"
         )
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+    stopping = stop_signals()
     tls = from_settings(settings)
     with ExitStack() as opened:
         endpoint = await asyncio.to_thread(_open, settings, api_settings, clock, opened)

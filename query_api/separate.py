@@ -19,7 +19,7 @@ from query_api import config
 from query_api.app import create_app
 from query_api.forwarding import Forwarder
 from query_api.services import Corrector, Services
-from query_api.serving import Server, until
+from query_api.serving import Server, stop_signals, until
 from receiver.config import Settings
 from receiver.identity import explicit_id, replacement_id
 from receiver.meters_file import MetersFile
@@ -51,10 +51,8 @@ async def serve_api(
         ConfigurationError: A setting is wrong, the port is taken, or the database was not migrated.
         UnavailableError: The database did not answer.
     """
-    stopping = asyncio.Event()
+    stopping = stop_signals()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
     forwarder = Forwarder(api_settings.receiver_url, ca_file=api_settings.receiver_ca_file)
     tls = from_settings(settings)
     meters_file = MetersFile(settings.meters_file, clock)

@@ -1,6 +1,7 @@
 """HTTP servers on one event loop, and the wait for their end."""
 
 import asyncio
+import signal
 import socket
 import ssl
 from collections.abc import Iterator
@@ -18,6 +19,15 @@ STOP_GRACE_SECONDS: Final = 5.0
 
 BACKLOG: Final = 1_024
 """Connections that wait to be accepted."""
+
+
+def stop_signals() -> asyncio.Event:
+    """From now on SIGTERM and SIGINT set this event, on the loop that runs."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    return stopping
 
 
 async def until(stopping: asyncio.Event, tls: Tls | None) -> None:

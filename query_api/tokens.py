@@ -14,6 +14,7 @@ import hmac
 from collections.abc import Iterable
 from typing import Final
 
+from otel_metering.clock import Clock
 from receiver.store.keys import (
     ApiKey,
     ApiKeys,
@@ -49,6 +50,17 @@ def make_token(
     lines = [_VERSION, key.key_id, str(expires_at_seconds), tenant_id, *(meters or ())]
     signed = PREFIX + _encode("\n".join(lines).encode())
     return f"{signed}.{_signature(key, signed)}"
+
+
+def authenticate(text: str, keys: ApiKeys, clock: Clock) -> Principal | None:
+    """Who presents the text of a key or token; None: nobody is known by it, or not any more.
+
+    Raises:
+        UnavailableError: As `ApiKeys.authenticate`.
+    """
+    if text.startswith(PREFIX):
+        return authenticate_token(text, keys, now_ns=clock.now_ns())
+    return keys.authenticate(text)
 
 
 def authenticate_token(token: str, keys: ApiKeys, *, now_ns: int) -> Principal | None:

@@ -19,7 +19,7 @@ from query_api.clickhouse.errors import (
 )
 from query_api.problems import RateLimitedError
 from query_api.rate_limits import RateLimits
-from query_api.tokens import PREFIX, authenticate_token, refusal
+from query_api.tokens import authenticate, refusal
 from receiver.store.keys import ApiKeys, Principal, Refusal, Refused, Scope
 
 READER: Final = "grafana_reader"
@@ -110,9 +110,7 @@ class Access:
 
     def _principal(self, password: str) -> Principal | None:
         try:
-            if password.startswith(PREFIX):
-                return authenticate_token(password, self._keys, now_ns=self._clock.now_ns())
-            return self._keys.authenticate(password)
+            return authenticate(password, self._keys, self._clock)
         except UnavailableError as error:
             raise ClickHouseError(NETWORK_ERROR, str(error)) from error
 

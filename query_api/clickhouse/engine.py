@@ -147,8 +147,7 @@ class Engine:
         format_name = question.format or call.default_format or DEFAULT_FORMAT
         policy.check_format(format_name)
         if self._is_hello(question, call, format_name):
-            body = hello(self.display_name, self.version, self.timezone)
-            return Answer(body=body, format=format_name)
+            return self._hello()
         reader = Reader(
             functions=self.functions,
             hidden=policy.hidden_columns(tenant),
@@ -168,15 +167,9 @@ class Engine:
         if verdict.tables == _SETTINGS_TABLE:
             # Clients look there for what they may send; at 1 they would find: nothing.
             forced["readonly"] = 2
-        clause = _clause({**settings, **forced})
-        body = self._readers.ask(
-            f"{question.core}\n FORMAT {format_name}\n SETTINGS {clause}",
-            parameters,
-            database=DATABASE,
+        return _put(
+            self._readers, question, format_name, parameters, {**settings, **forced}, DATABASE
         )
-        if not body and format_name == "Native" and _is_select(question):
-            body = _header(self._readers, question.core, parameters, clause, DATABASE)
-        return Answer(body=body, format=format_name)
 
     def _order(self, call: Call, database: str) -> Answer:
         store = self._administrators
@@ -191,20 +184,11 @@ class Engine:
         question = split_question(canonical)
         format_name = question.format or call.default_format or DEFAULT_FORMAT
         if self._is_hello(question, call, format_name):
-            body = hello(self.display_name, self.version, self.timezone)
-            return Answer(body=body, format=format_name)
+            return self._hello()
         settings = {**call.settings, **question.settings}
         settings.setdefault("log_comment", call.tag)
         parameters = _used(question, call.parameters)
-        clause = _clause(settings)
-        body = store.ask(
-            f"{question.core}\n FORMAT {format_name}\n SETTINGS {clause}",
-            parameters,
-            database=database,
-        )
-        if not body and format_name == "Native" and _is_select(question):
-            body = _header(store, question.core, parameters, clause, database)
-        return Answer(body=body, format=format_name)
+        return _put(store, question, format_name, parameters, settings, database)
 
     def _canonical(self, store: Store, sql: bytes) -> str:
         """One statement without comments, as the engine prints it."""
@@ -229,6 +213,9 @@ class Engine:
             and format_name == "Native"
             and call.protocol >= CUSTOM_SERIALIZATION_REVISION
         )
+
+    def _hello(self) -> Answer:
+        return Answer(body=hello(self.display_name, self.version, self.timezone), format="Native")
 
     def _explained(self, error: NotReadableError) -> ClickHouseError:
         """A table that is not there is not one that is not for this reader."""
@@ -268,6 +255,26 @@ class Engine:
             **(_ALONE if tenant is not None else {}),
             **_ALWAYS,
         }
+
+
+def _put(
+    store: Store,
+    question: Question,
+    format_name: str,
+    parameters: Mapping[str, str],
+    settings: Mapping[str, object],
+    database: str,
+) -> Answer:
+    """Run a question with the format and the settings that were decided on."""
+    clause = _clause(settings)
+    body = store.ask(
+        f"{question.core}\n FORMAT {format_name}\n SETTINGS {clause}",
+        parameters,
+        database=database,
+    )
+    if not body and format_name == "Native" and _is_select(question):
+        body = _header(store, question.core, parameters, clause, database)
+    return Answer(body=body, format=format_name)
 
 
 def _header(
